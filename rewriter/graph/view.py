@@ -1,0 +1,106 @@
+"""A read-only, indexed picture of a model in canonical terms; every front end builds one and nothing else reads models.
+
+Invariant: the picture hides nothing and changes nothing. Each native node appears exactly once, in an order in which
+every value is produced before it is read; `native` leads back to what it was made from. Known tensors load lazily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+type Array = npt.NDArray[Any]
+type Dim = int | str | None
+"""An extent: a number, a symbol ("batch"), or None where nothing is known."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A tensor whose elements are known without running the model.
+
+    `name` is the value that holds it; `dtype` its stored element type ("float32", "float16", "bfloat16", "int64", …).
+    `load` gives the elements; an unrounded kernel of an earlier round is float64 whatever `dtype` says.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], Array]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def floats(self) -> Array:
+        """The elements in float64, exactly."""
+        return self.load().astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """An edge of the graph. `readers` are indices into `Graph.nodes`, once per reading input slot.
+
+    `captured` says that the body of an If, Loop or Scan reads it; such a reader counts like any other.
+    """
+
+    name: str
+    producer: int | None
+    readers: tuple[int, ...]
+    is_input: bool = False
+    is_output: bool = False
+    captured: bool = False
+    constant: Constant | None = None
+    shape: tuple[Dim, ...] | None = None
+    dtype: str | None = None
+
+    @property
+    def private(self) -> bool:
+        """True where exactly one node of this graph reads it and nobody else can see it."""
+        return len(self.readers) == 1 and not self.is_output and not self.captured
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One operation. `op` is a word of the vocabulary, or the native operator in lower case where it has none.
+
+    `data` are the inputs that carry activations, `consts` the known tensors by role ("weight", "bias", "mean", …),
+    `attrs` the attributes with defaults filled in (pads as ((begin, end), …) per spatial axis). `problem` says why
+    the node is not the clean form of its op (a weight that is not constant, batch statistics, …): such a node matches
+    nothing and the refusal quotes it.
+    """
+
+    index: int
+    op: str
+    name: str
+    data: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    consts: Mapping[str, Constant]
+    attrs: Mapping[str, Any]
+    scope: str
+    native: object = field(repr=False)
+    problem: str | None = None
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """The picture: nodes in topological order, values by name, inputs and outputs in the model's order."""
+
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    opset: int
+
+    def producer(self, value: Value) -> Node | None:
+        return None if value.producer is None else self.nodes[value.producer]
+
+    def readers(self, value: Value) -> list[Node]:
+        return [self.nodes[i] for i in value.readers]

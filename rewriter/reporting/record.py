@@ -1,0 +1,143 @@
+"""The report: one frozen record of everything a run found and did; renderers and JSON read it and nothing else.
+
+Invariant: it holds plain data only (strings, numbers, tuples, other records), so that it outlives the model, turns into
+JSON field by field, and two runs over the same bytes give equal records but for `seconds`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewriter.checking.record import Verification
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OutputInfo:
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A model in numbers. `parameters` as design.md defines them; `multiply_adds` is None where sizes are unknown."""
+
+    nodes: int
+    ops: tuple[tuple[str, int], ...]  # op type -> count, by falling count then name
+    parameters: int
+    multiply_adds: int | None
+    bytes: int
+    outputs: tuple[OutputInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one region: parameters, and multiply-adds per output pixel (per image where sizes are known)."""
+
+    parameters: int
+    multiply_adds: float
+    per_pixel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Largest |difference| / S over the probing inputs of one region (algebra.md, "Proof"); `limit` is 1e-12."""
+
+    error: float
+    limit: float
+    inputs: int  # how many probing inputs
+    size: tuple[int, ...]  # spatial size they had
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRecord:
+    """One rewrite that was done."""
+
+    pattern: str
+    round: int
+    exit: str  # the value that stays
+    entry: str
+    nodes: tuple[str, ...]  # names of the nodes that went, in topological order
+    summary: str  # "sum of dense (conv->bn), dense (conv->bn), skip (bn); then relu stays outside"
+    made: tuple[str, ...]  # names of the nodes that came
+    leftovers: tuple[str, ...] = ()  # operands of the sum that stay
+    before: Cost | None = None
+    after: Cost | None = None
+    proof: Proof | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalRecord:
+    """Something that looked like the pattern and was left as it is."""
+
+    pattern: str
+    node: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowRecord:
+    pattern: str
+    exit: str
+    by: str  # pattern whose match covered it
+    by_exit: str
+
+
+@dataclass(frozen=True, slots=True)
+class VoteRecord:
+    """A vote on one ordered pair of output groups; `value` is "true", "false" or "silent", `detail` the figures."""
+
+    name: str
+    value: str
+    counts: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsDecision:
+    """What an outputs pattern decided: the kept group, the removed ones and the evidence."""
+
+    pattern: str
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    how: str  # "by votes" | "by --keep" | "nothing auxiliary"
+    votes: tuple[VoteRecord, ...] = ()
+    removed_nodes: int = 0
+    removed_parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PatternSource:
+    name: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    model: str  # path or kind of object
+    output: str | None
+    before: Totals
+    after: Totals
+    patterns: tuple[PatternSource, ...]
+    parameters: tuple[tuple[str, str], ...]  # pattern parameters that were set: "aux-prune.keep" -> "output0"
+    decisions: tuple[OutputsDecision, ...]
+    matches: tuple[MatchRecord, ...]
+    refusals: tuple[RefusalRecord, ...]
+    shadowed: tuple[ShadowRecord, ...]
+    covered: int  # matches wholly inside a winner: counted, not listed
+    renamed: tuple[tuple[str, str], ...]  # interface names: old -> new
+    dead_before: tuple[str, ...]  # nodes that nothing read before any edit; they stay
+    rounds: int
+    end: str  # "fixpoint" | "limit"
+    verification: Verification
+    versions: tuple[tuple[str, str], ...]  # fxrewrite, python, onnx, numpy, engine
+    seconds: float
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.matches or self.renamed or any(d.removed for d in self.decisions))
