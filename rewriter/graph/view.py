@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-type Array = npt.NDArray[Any]
-type Dim = int | str | None
+Array: TypeAlias = npt.NDArray[Any]
+Dim: TypeAlias = "int | str | None"
 """An extent: a number, a symbol ("batch"), or None where nothing is known."""
 
 
@@ -70,7 +70,7 @@ class Node:
     `data` are the inputs that carry activations, `consts` the known tensors by role ("weight", "bias", "mean", …),
     `attrs` the attributes with defaults filled in (pads as ((begin, end), …) per spatial axis). `problem` says why
     the node is not the clean form of its op (a weight that is not constant, batch statistics, …): such a node matches
-    nothing and the refusal quotes it.
+    nothing and the refusal quotes it. `captures` are the values of this graph that the node's bodies read.
     """
 
     index: int
@@ -83,6 +83,7 @@ class Node:
     scope: str
     native: object = field(repr=False)
     problem: str | None = None
+    captures: tuple[Value, ...] = ()
 
     @property
     def output(self) -> Value:
