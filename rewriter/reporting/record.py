@@ -141,3 +141,45 @@ class Report:
     @property
     def changed(self) -> bool:
         return bool(self.matches or self.renamed or any(d.removed for d in self.decisions))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a model in numbers; `multiply_adds` is None where sizes are unknown."""
+
+    nodes: int
+    parameters: int
+    multiply_adds: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputNeeds:
+    """What one output costs: everything it needs, and the part of that which no other output needs."""
+
+    name: str
+    needed: Share
+    exclusive: Share
+
+
+@dataclass(frozen=True, slots=True)
+class PatternOutlook:
+    """What one pattern would do, each pattern alone on the model as it is (so the figures do not add up)."""
+
+    pattern: str
+    matches: int
+    saved_parameters: int
+    note: str = ""  # why it would do nothing, or what it would have to be told
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Where the nodes, parameters and multiply-adds of a model are; nothing is changed to find out."""
+
+    model: str
+    totals: Totals
+    outputs: tuple[OutputNeeds, ...]
+    shared: Share  # what every output needs
+    patterns: tuple[PatternOutlook, ...]
+    dead: tuple[str, ...]  # nodes that no output needs
+    versions: tuple[tuple[str, str], ...] = ()
+    schema: int = SCHEMA_VERSION
