@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 from rewriter.errors import Reason
 
@@ -23,7 +24,7 @@ class Pos:
 
 NOWHERE = Pos()
 
-type Literal = int | float | str | bool
+Literal: TypeAlias = "int | float | str | bool"
 """INT, NUMBER (as in `value=1.5`), NAME or STRING, true/false."""
 
 
@@ -107,7 +108,7 @@ class Group:
     pos: Pos = field(default=NOWHERE, compare=False)
 
 
-type Atom = OpAtom | Call | Pass | LinearRegion | Junction | Group
+Atom: TypeAlias = "OpAtom | Call | Pass | LinearRegion | Junction | Group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class Not:
     pos: Pos = field(default=NOWHERE, compare=False)
 
 
-type Expr = Number | Name | Attribute | Apply | Binary | Not
+Expr: TypeAlias = "Number | Name | Attribute | Apply | Binary | Not"
 
 
 # --- nets (tests) ------------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ class ReplaceWith:
     pos: Pos = field(default=NOWHERE, compare=False)
 
 
-type Action = Fold | Bypass | RemoveOutput | ReplaceWith
+Action: TypeAlias = "Fold | Bypass | RemoveOutput | ReplaceWith"
 
 
 @dataclass(frozen=True, slots=True)
