@@ -1,0 +1,197 @@
+"""What every rendering of a report says, as plain values: the headline, what changed by operator, and the groups.
+
+Invariant: nothing here is formatted for a medium and nothing is escaped; renderers do both, so a terminal, a Markdown
+file and later a page cannot disagree about a figure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewriter.checking.record import Verdict, Verification
+from rewriter.reporting import figures
+from rewriter.reporting.record import MatchRecord, OutputInfo, Proof, Report, Totals
+
+EXAMPLES = 3  # of every group; the JSON report holds them all
+
+
+@dataclass(frozen=True, slots=True)
+class TotalsRow:
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpRow:
+    op: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class MatchGroup:
+    pattern: str
+    count: int
+    nodes: int  # that went
+    made: int  # that came
+    saved_parameters: int | None  # None where a match of the group has no figures
+    examples: tuple[MatchRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalGroup:
+    pattern: str
+    code: str
+    count: int
+    examples: tuple[tuple[str, str], ...]  # (node, detail), one of each detail first
+
+
+@dataclass(frozen=True, slots=True)
+class ProofSummary:
+    proved: int
+    unproved: int  # matches that needed no proof: nothing was computed
+    worst: Proof | None
+    worst_exit: str
+
+
+def headline(report: Report) -> str:
+    """One line: what it was, what it is."""
+    if not report.changed:
+        return "nothing to rewrite: " + _sizes(report.before)
+    before, after = report.before, report.after
+    return (
+        f"{figures.short(before.parameters)} → {figures.short(after.parameters)} parameters, "
+        f"{figures.count(before.nodes)} → {figures.count(after.nodes)} nodes"
+    )
+
+
+def _sizes(totals: Totals) -> str:
+    return f"{figures.short(totals.parameters)} parameters, {figures.plural(totals.nodes, 'node')}"
+
+
+def totals_rows(before: Totals, after: Totals) -> tuple[TotalsRow, ...]:
+    return (
+        TotalsRow(
+            "parameters",
+            figures.count(before.parameters),
+            figures.count(after.parameters),
+            figures.change(before.parameters, after.parameters),
+        ),
+        TotalsRow(
+            "multiply-adds",
+            figures.short(before.multiply_adds),
+            figures.short(after.multiply_adds),
+            figures.change(before.multiply_adds, after.multiply_adds),
+        ),
+        TotalsRow(
+            "nodes",
+            figures.count(before.nodes),
+            figures.count(after.nodes),
+            figures.change(before.nodes, after.nodes),
+        ),
+        TotalsRow(
+            "size", figures.size(before.bytes), figures.size(after.bytes), figures.change(before.bytes, after.bytes)
+        ),
+        TotalsRow("outputs", str(len(before.outputs)), str(len(after.outputs)), ""),
+    )
+
+
+def changed_ops(before: Totals, after: Totals) -> tuple[tuple[OpRow, ...], int]:
+    """Operators whose count changed, by falling change, and how many operators did not change."""
+    old, new = dict(before.ops), dict(after.ops)
+    rows = [OpRow(op, old.get(op, 0), new.get(op, 0)) for op in sorted(old.keys() | new.keys())]
+    moved = sorted((row for row in rows if row.before != row.after), key=lambda row: -abs(row.before - row.after))
+    return tuple(moved), len(rows) - len(moved)
+
+
+def output_info(report: Report, name: str) -> OutputInfo | None:
+    return next((info for info in report.before.outputs if info.name == name), None)
+
+
+def match_groups(report: Report) -> tuple[MatchGroup, ...]:
+    """Matches by pattern, in the order in which the patterns first matched."""
+    by_pattern: dict[str, list[MatchRecord]] = {}
+    for match in report.matches:
+        by_pattern.setdefault(match.pattern, []).append(match)
+    return tuple(_match_group(pattern, found) for pattern, found in by_pattern.items())
+
+
+def _match_group(pattern: str, found: list[MatchRecord]) -> MatchGroup:
+    saved: int | None = 0
+    seen: set[str] = set()
+    examples: list[MatchRecord] = []
+    for match in found:
+        if match.before is None or match.after is None or saved is None:
+            saved = None
+        else:
+            saved += match.before.parameters - match.after.parameters
+        if match.summary not in seen and len(examples) < EXAMPLES:  # one of each kind tells more than three alike
+            seen.add(match.summary)
+            examples.append(match)
+    nodes = sum(len(match.nodes) for match in found)
+    made = sum(len(match.made) for match in found)
+    return MatchGroup(pattern, len(found), nodes, made, saved, tuple(examples))
+
+
+def refusal_groups(report: Report) -> tuple[RefusalGroup, ...]:
+    """Refusals by pattern and reason, the most frequent first."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for refusal in report.refusals:
+        groups.setdefault((refusal.pattern, refusal.code), []).append((refusal.node, refusal.detail))
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(RefusalGroup(pattern, code, len(found), _distinct(found)) for (pattern, code), found in ordered)
+
+
+def _distinct(found: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    by_detail: dict[str, tuple[str, str]] = {}
+    for node, detail in found:
+        by_detail.setdefault(detail, (node, detail))
+    return tuple(by_detail.values())[:EXAMPLES]
+
+
+def proof_summary(report: Report) -> ProofSummary:
+    worst: Proof | None = None
+    worst_exit = ""
+    proved = 0
+    for match in report.matches:
+        if match.proof is None:
+            continue
+        proved += 1
+        # `not <=` so that a nan is worse than any number
+        if worst is None or not match.proof.error <= worst.error:
+            worst, worst_exit = match.proof, match.exit
+    return ProofSummary(proved, len(report.matches) - proved, worst, worst_exit)
+
+
+def proof_line(report: Report) -> str:
+    """How many regions were proved and the worst figure; "" where nothing was computed."""
+    proof = proof_summary(report)
+    if proof.worst is None:
+        return ""
+    return (
+        f"{figures.plural(proof.proved, 'region')} proved in float64, worst error {figures.error(proof.worst.error)} "
+        f"of {figures.error(proof.worst.limit)} allowed"
+    )
+
+
+def verdict_line(verification: Verification) -> str:
+    """The whole-model comparison in one line, loud where it is not OK."""
+    outputs = figures.plural(len(verification.outputs), "output")
+    match verification.verdict:
+        case Verdict.OK:
+            return f"verified: {outputs} equal within tolerance"
+        case Verdict.INCONCLUSIVE:
+            return f"INCONCLUSIVE: {verification.reason or 'the original is too inexact in itself to compare with'}"
+        case Verdict.FAILED:
+            return f"VERIFICATION FAILED: {verification.reason or outputs}"
+        case Verdict.NOT_VERIFIED:
+            return f"NOT VERIFIED: {verification.reason or 'no reason was given'}"
+
+
+def end_line(report: Report) -> str:
+    rounds = figures.plural(report.rounds, "round")
+    if report.end == "fixpoint":
+        return f"{rounds}, fixpoint: applying the same patterns again changes nothing"
+    return f"{rounds}, LIMIT reached: more may be left to rewrite; raise --max-rounds"
