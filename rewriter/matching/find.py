@@ -1,0 +1,148 @@
+"""Matches of one pattern in one graph: anchors, the longest reading at each, and refusals where it nearly matched.
+
+Invariant: matching changes nothing, keeps nothing and names nothing by position; a `Match` or a `Refusal` is a value, and
+both are in reverse topological order of their anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewriter.errors import Reason, Refusal
+from rewriter.graph.view import Graph, Node, Value
+from rewriter.language.syntax import BodyMatch, Expr, Pattern
+from rewriter.matching import sums
+from rewriter.matching.predicates import attribute
+from rewriter.matching.program import Program, compile_body
+from rewriter.matching.region import Region
+from rewriter.matching.walk import Walk, walk
+from rewriter.matching.where import Bindings, holds
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A pattern ready to match: its body compiled and its parameters set."""
+
+    pattern: Pattern
+    program: Program
+    params: Mapping[str, Any]
+    cost_gate: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.pattern.name
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A place where a pattern fits: what it covers, what its labels stand for, and the reading in words."""
+
+    query: Query
+    region: Region
+    labels: Mapping[str, tuple[Node, ...]]
+    counts: Mapping[str, int]
+    words: str
+
+    @property
+    def bindings(self) -> Bindings:
+        return Bindings(self.labels, self.counts, self.query.params, attribute)
+
+
+def find(graph: Graph, query: Query, anchors: Iterable[int] | None = None) -> list[Match | Refusal]:
+    """Every match of `query`, one per anchor, and why near misses are none.
+
+    `anchors` restricts it to nodes of these indices. Nodes inside a match found further down are passed over: they are
+    asked for again, by their indices, when that match turns out to be refused.
+    """
+    firsts = query.program.first_ops()
+    wanted = (firsts - {"sum"}) | (sums.SUM_OPS if "sum" in firsts else frozenset())
+    indices = range(len(graph.nodes)) if anchors is None else sorted(anchors)
+    covered: set[int] = set()
+    results: list[Match | Refusal] = []
+    for index in reversed(indices):
+        node = graph.nodes[index]
+        if node.op not in wanted or index in covered or not node.outputs:
+            continue
+        if node.op in sums.SUM_OPS and node.op not in firsts and not sums.is_root(graph, node):
+            continue
+        found = at(graph, query, node)
+        if found is None:
+            continue
+        results.append(found)
+        if isinstance(found, Match):
+            covered.update(n.index for n in found.region.nodes)
+    return results
+
+
+def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
+    """The longest match whose exit `node` makes; None where nothing but its operator fits."""
+    walked = walk(graph, query.program, node.output, outermost=True)
+    refusal = walked.near_miss if walked.depth > 0 or _is_sum_pattern(query) else None
+    for reading in sorted(walked.walks, key=lambda w: -len(w.nodes)):
+        match = _match(query, node.output, reading)
+        if match is None:
+            continue
+        false = next((clause for clause in query.pattern.where if not holds(clause, match.bindings)), None)
+        if false is None:
+            return match
+        refusal = Refusal(Reason.WHERE, match.region.name, f"{match.words}: {_shown(false)} is false")
+    return refusal
+
+
+def _is_sum_pattern(query: Query) -> bool:
+    return "sum" in query.program.first_ops()
+
+
+def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:
+    if not reading.nodes:
+        return None
+    unique = {n.index: n for n in reading.nodes}
+    nodes = tuple(unique[i] for i in sorted(unique))
+    labels: dict[str, tuple[Node, ...]] = {}
+    for label, node in reading.labels:
+        labels[label] = (*labels.get(label, ()), node)
+    counts: dict[str, int] = {}
+    for name, count in reading.counts:
+        counts[name] = counts.get(name, 0) + count
+    region = Region(reading.entry, exit_, nodes, reading.rest)
+    return Match(query, region, labels, counts, reading.words)
+
+
+def query_of(pattern: Pattern, chains: Mapping[str, Any], params: Mapping[str, Any], cost_gate: bool) -> Query:
+    """Compile a pattern with a body; outputs patterns have none and are not for this room's automata."""
+    assert isinstance(pattern.match, BodyMatch)
+    return Query(pattern, compile_body(pattern.match.body, chains), params, cost_gate)
+
+
+def _shown(expr: Expr) -> str:
+    from rewriter.language.printer import expression_text
+
+    return expression_text(expr)
+
+
+def select(matches: Sequence[Match], structure: Callable[[Match], str] | None = None) -> tuple[list[Match], list[tuple[Match, Match]]]:
+    """Disjoint matches, and each loser with the winner that covers it.
+
+    By priority, then interior size, then depth (nearest to the outputs first), then what it is in words; the order in
+    which patterns were given decides only between equal candidates (pattern-language.md, Semantics 8).
+    """
+    del structure
+    order = sorted(matches, key=_urgency)
+    owner: dict[int, Match] = {}
+    winners: list[Match] = []
+    losers: list[tuple[Match, Match]] = []
+    for match in order:
+        rival = next((owner[n.index] for n in match.region.nodes if n.index in owner), None)
+        if rival is not None:
+            losers.append((match, rival))
+            continue
+        winners.append(match)
+        owner.update((n.index, match) for n in match.region.nodes)
+    return winners, losers
+
+
+def _urgency(match: Match) -> tuple[int, int, int, str]:
+    region = match.region
+    return -match.query.pattern.priority, -len(region.nodes), -region.nodes[-1].index, match.words

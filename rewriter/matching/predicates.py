@@ -1,0 +1,182 @@
+"""What predicates and `where` clauses read off a node: `k`, `pad`, `value`, `depthwise`, …
+
+Invariant: reading an attribute never fails; one that a node does not have, or that is not one number, is None, and every
+comparison with it is false. Per-axis attributes compare per axis: all axes must agree.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rewriter.graph.view import Constant, Node
+from rewriter.language.syntax import OpAtom, Predicate
+
+Scalar: TypeAlias = "int | float | str | bool"
+Reading: TypeAlias = "Scalar | tuple[int, ...] | None"
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def attribute(node: Node, name: str) -> Reading:
+    """The attribute of a node by the name pattern files use; per-axis ones as tuples."""
+    rule = ATTRIBUTES.get(name)
+    if rule is not None:
+        return rule(node)
+    found = node.attrs.get(name)
+    return found if isinstance(found, int | float | str | bool) else None
+
+
+def compare(op: str, left: Reading, right: Reading) -> bool:
+    """`left op right`, per axis where one of them is; false where either is unknown."""
+    if left is None or right is None:
+        return False
+    lefts = left if isinstance(left, tuple) else None
+    rights = right if isinstance(right, tuple) else None
+    if lefts is None and rights is None:
+        return _scalar(op, left, right)
+    width = len(lefts if lefts is not None else rights or ())
+    pairs = zip(lefts or (left,) * width, rights or (right,) * width, strict=False)
+    if lefts is not None and rights is not None and len(lefts) != len(rights):
+        return False
+    verdicts = [_scalar(op, a, b) for a, b in pairs]
+    return any(verdicts) if op == "!=" else all(verdicts)
+
+
+def _scalar(op: str, left: Any, right: Any) -> bool:
+    if isinstance(left, str) != isinstance(right, str) and op not in ("=", "!="):
+        return False
+    return bool(COMPARISONS[op](left, right))
+
+
+def failed(atom: OpAtom, node: Node) -> str | None:
+    """The first predicate that is false, in words; None where all hold."""
+    return next((words for p in atom.predicates if (words := _failed(p, node)) is not None), None)
+
+
+def _failed(predicate: Predicate, node: Node) -> str | None:
+    found = attribute(node, predicate.name)
+    if predicate.op is None:
+        return None if found is True else f"it is not {predicate.name}"
+    wanted: Reading = predicate.value
+    if isinstance(predicate.value, str):  # another attribute of the same node, else the word itself
+        other = attribute(node, predicate.value)
+        wanted = predicate.value if other is None else other
+    if compare(predicate.op, found, wanted):
+        return None
+    return f"its {predicate.name} is {_shown(found)}, the pattern wants {predicate.name}{predicate.op}{predicate.value}"
+
+
+def _shown(found: Reading) -> str:
+    if found is None:
+        return "not one number"
+    return "x".join(map(str, found)) if isinstance(found, tuple) else str(found)
+
+
+def is_transparent(node: Node) -> bool:
+    """True where the node hands its input on unchanged, whatever stands there (pattern-language.md, Semantics 1)."""
+    if node.problem is not None or len(node.data) != 1:
+        return False
+    match node.op:
+        case "identity" | "dropout":
+            return True
+        case "cast":
+            return node.attrs["to"] is not None and node.attrs["to"] == node.attrs["from"]
+        case "pad":
+            return node.attrs.get("amount") == 0
+        case "leaky_relu":
+            return node.attrs.get("slope") == 1
+        case "scale":
+            return _lone(node.consts["factor"]) == 1
+        case "shift":
+            return node.attrs["sign"] == 1 and _lone(node.consts["term"]) == 0
+        case _:
+            return False
+
+
+def _lone(constant: Constant) -> float | None:
+    """The number of a constant that holds one and adds no axis."""
+    return float(constant.floats().reshape(())) if constant.size == 1 and len(constant.shape) <= 1 else None
+
+
+def uniform(constant: Constant) -> float | None:
+    """The number that every element of a constant is."""
+    if constant.size == 0:
+        return None
+    elements = constant.floats().reshape(-1)
+    return float(elements[0]) if np.all(elements == elements[0]) else None
+
+
+def _value(node: Node) -> Reading:
+    if node.op == "shift" and node.attrs["sign"] != 1:
+        return None  # c - x is no addition to x
+    constant = node.consts.get("factor") or node.consts.get("term")
+    return None if constant is None else uniform(constant)
+
+
+def _window(node: Node) -> tuple[int, ...] | None:
+    weight = node.consts.get("weight")
+    return None if weight is None else weight.shape[2:]
+
+
+def _reach(node: Node) -> tuple[int, ...] | None:
+    window, dilations = _window(node), node.attrs.get("dilations")
+    return None if window is None or dilations is None else tuple(d * (k - 1) + 1 for k, d in zip(window, dilations, strict=True))
+
+
+def _axes(name: str) -> Callable[[Node], Reading]:
+    def rule(node: Node) -> Reading:
+        found = node.attrs.get(name)
+        return tuple(found) if isinstance(found, tuple) else None
+
+    return rule
+
+
+def _pad(node: Node) -> Reading:
+    pads = node.attrs.get("pads")
+    return None if pads is None else tuple(p for axis in pads for p in axis)
+
+
+def _channels_out(node: Node) -> Reading:
+    weight = node.consts.get("weight")
+    return None if weight is None else weight.shape[0]
+
+
+def _channels_in(node: Node) -> Reading:
+    weight = node.consts.get("weight")
+    return None if weight is None else weight.shape[1] * int(node.attrs.get("groups", 1))
+
+
+def _depthwise(node: Node) -> Reading:
+    groups = node.attrs.get("groups", 1)
+    return groups > 1 and groups == _channels_in(node)
+
+
+def _pointwise(node: Node) -> Reading:
+    window, strides = _window(node), node.attrs.get("strides", ())
+    return window is not None and all(k == 1 for k in (*window, *strides))
+
+
+ATTRIBUTES: Mapping[str, Callable[[Node], Reading]] = {
+    "k": _window,
+    "reach": _reach,
+    "pad": _pad,
+    "stride": _axes("strides"),
+    "dilation": _axes("dilations"),
+    "groups": lambda node: node.attrs.get("groups"),
+    "out": _channels_out,
+    "in": _channels_in,
+    "value": _value,
+    "depthwise": _depthwise,
+    "pointwise": _pointwise,
+}
