@@ -91,13 +91,13 @@ def validate(model: LoadedModel) -> None:
 def _check_graph(graph: GraphProto, outer: tuple[Mapping[str, int], ...], where: str) -> set[str]:
     """Check a graph and the bodies inside; the names that it reads from outside are returned."""
     if len(outer) > _DEPTH:
-        raise InputError(f"{where}: bodies nested more than {_DEPTH} deep; export the model again")
+        raise InputError(f"bodies nested more than {_DEPTH} deep{where[:200]}; export the model again")
     inputs = [value.name for value in graph.input]
     stored = [tensor.name for tensor in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
     for names, what in ((inputs, "input"), (stored, "initializer")):
         if len(set(names)) < len(names):
             twice = next(name for name, count in Counter(names).items() if count > 1)
-            raise InputError(f"{where}: two {what}s are called {shown(twice)}; rename one of them")
+            raise InputError(f"two {what}s{where} are called {shown(twice)}; rename one of them")
     outputs = [value.name for value in graph.output]
     return _check_scope(graph.node, [*inputs, *stored], outputs, outer, where)
 
@@ -256,7 +256,10 @@ def _tensors_of_attributes(attributes: Iterable[AttributeProto]) -> Iterator[Ten
 def _locations(tensors: Iterable[TensorProto]) -> Iterator[str]:
     for tensor in tensors:
         if is_external(tensor):
-            yield from (entry.value for entry in tensor.external_data if entry.key == "location")
+            entries: dict[str, object] = {entry.key: entry.value for entry in tensor.external_data}
+            location = entries.get("location")
+            if isinstance(location, str):
+                yield location
 
 
 def _read(path: Path) -> bytes:

@@ -74,6 +74,11 @@ def stored_bytes(dtype: str, count: int) -> int:
     return (count * _TYPES[_ENUMS[dtype]][1] + 7) // 8
 
 
+def stored_size(tensor: TensorProto) -> int:
+    """Bytes that the elements of a tensor take as its dims say, nothing checked; 0 where the type does not tell."""
+    return (math.prod(tensor.dims) * _TYPES.get(tensor.data_type, ("", 0))[1] + 7) // 8
+
+
 def element_count(tensor: TensorProto) -> int:
     """The product of the dims, refused when a dim is negative or the product does not fit the format."""
     dims = tuple(tensor.dims)
@@ -276,6 +281,17 @@ def elements(tensor: TensorProto, folder: Path | None) -> Array:
     wide = np.array(stored, dtype=np.int64)
     bits = wide.astype(np.uint16 if stored_bytes(dtype, 1) == 2 else np.uint8)
     return _decode(bits.astype(bits.dtype.newbyteorder("<")).tobytes(), tensor.data_type, shape)
+
+
+def raw_bytes(tensor: TensorProto) -> bytes:
+    """The elements of a tensor inside the model as raw_data holds them, whatever field they are in."""
+    check_inline(tensor)
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    if stored_bytes(dtype_name(tensor.data_type), 8) < 8:  # packed: int32_data holds the bytes
+        return bytes(byte & 255 for byte in tensor.int32_data)
+    array = elements(tensor, None)
+    return (array.byteswap() if sys.byteorder == "big" else array).tobytes()
 
 
 def external_bytes(tensor: TensorProto, folder: Path | None) -> bytearray:
