@@ -42,7 +42,7 @@ class Attribute:
 class Operator:
     """One canonical operator.
 
-    `onnx`, `aten` and `modules` are its native forms; `also` says in words what else reads as it. `joins` marks operators
+    `onnx`, `aten` and `modules` are its native forms; `also` says in words what else reads as it. `joins` marks ones
     of several data inputs (or outputs), which no path of a pattern can step through. `consts` are the roles of its
     constants.
     """
