@@ -1,7 +1,6 @@
 """Export one of our YOLOv9 training forms: `python tools/export_yolov9.py c --form legacy --size 320 -o c.onnx`.
 
-Prints one line: the file, its nodes, Conv nodes, parameters and bytes. Weights are random and calibrated; the seed fixes
-them.
+Prints one line: the file, its nodes, Conv nodes, parameters and bytes. Weights are random and calibrated, by seed.
 """
 
 from __future__ import annotations
