@@ -44,3 +44,4 @@ class Verification:
     inputs: tuple[str, ...] = ()  # the input sets that were run, in words
     seconds: float = 0.0
     peak_bytes: int = 0  # of the child that ran the models
+    notes: tuple[str, ...] = ()  # what a reader should know whatever the verdict: what was cut, skipped, not enforced

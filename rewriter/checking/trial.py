@@ -1,0 +1,267 @@
+"""One comparison, start to end, inside the child: run the original, measure its own error, run the other, judge.
+
+Invariant: one session is open at a time, and every session is run on the very same arrays. Nothing is OK here that was
+not run: an output leaves this module with a verdict of its own or the whole comparison leaves with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rewriter.checking import compare, decided, perturb, samples, sizes
+from rewriter.checking.compare import Measured, difference
+from rewriter.checking.discrete import Choices, choices, random_nodes
+from rewriter.checking.engines import CannotLoad, CannotRun, Engine, Session
+from rewriter.checking.net import Net, extract, input_names, value_names
+from rewriter.checking.record import OutputCheck, Verdict, Verification
+from rewriter.checking.samples import Case
+from rewriter.checking.wire import Array
+
+SEEDS = (1, 2, 3)
+_WANTED_SIZES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to compare: `pairs` names each compared output in the original and in the other model."""
+
+    pairs: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    given: Mapping[str, Array]
+    tolerance: float | None
+
+
+class NothingRuns(Exception):
+    """The original runs on none of the inputs that were tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The original's outputs on one input set."""
+
+    case: Case
+    outputs: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Trial:
+    """A comparison under way. `names` maps what is compared, outputs and frontier, from the original to the other."""
+
+    engine: Engine
+    request: Request
+    before: Net
+    after: Net
+    found: Choices
+    frontier: tuple[str, ...]
+    say: Callable[[str], None]
+    notes: list[str] = field(default_factory=list[str])
+    ran: list[Ran] = field(default_factory=list[Ran])
+    varying: set[str] = field(default_factory=set[str])
+    own: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {**{name: name for name in self.frontier}, **self.request.pairs}
+
+
+def run(engine: Engine, request: Request, before: Net, after: Net, say: Callable[[str], None]) -> Verification:
+    """The verdict of `engine`; CannotLoad or NothingRuns where another engine may be asked."""
+    pairs = request.pairs
+    cut_before, cut_after = extract(before, list(pairs)), extract(after, list(dict.fromkeys(pairs.values())))
+    found = choices(cut_before, list(pairs))
+    there = value_names(cut_after.graph)
+    frontier = tuple(name for name in found.frontier if name in there and name not in pairs)
+    trial = Trial(engine, request, cut_before, cut_after, found, frontier, say)
+    dropped = len(before.graph.node) - len(cut_before.graph.node)
+    if dropped:
+        trial.notes.append(f"{dropped} nodes of the original that the compared outputs do not need were not run")
+    run_original(trial, sizes.input_specs(before.graph))
+    missing = set(input_names(cut_after.graph)) - set(trial.ran[0].case.feeds)
+    if missing:
+        return finished(trial, (), Verdict.FAILED, f"it needs an input that the original has not: {', '.join(missing)}")
+    if request.tolerance is None:
+        measure_own(trial, [ran for ran in trial.ran if ran.case.anchor])
+    try:
+        differences = run_other(trial)
+    except CannotRun as error:
+        return finished(trial, (), Verdict.FAILED, str(error))
+    except CannotLoad as error:
+        if error.lacking:
+            raise
+        return finished(trial, (), Verdict.FAILED, f"the rewritten model does not load: {error}")
+    return finished(trial, check_outputs(trial, differences))
+
+
+def run_original(trial: Trial, specs: Sequence[sizes.InputSpec]) -> None:
+    """Fill `ran`: the first sizes that the original can run, on every kind of input that it can run there."""
+    net = trial.before
+    bound_specs, bound = sizes.bind(specs, trial.request.shapes)
+    read = set(input_names(net.graph))
+    used = tuple(spec for spec in bound_specs if spec.name in read)
+    given = {name: array for name, array in trial.request.given.items() if name in read}
+    _, from_given = sizes.bind(
+        [s for s in specs if s.name in given], {n: a.shape for n, a in given.items()}, "--inputs"
+    )
+    reason = samples.unsupported(used, given)
+    if reason:
+        raise NothingRuns(reason)
+    outputs = list(trial.names)
+    session = trial.engine.open(extract(net, outputs))
+    made = [spec for spec in used if spec.name not in given]
+    tries = sizes.candidates(made, {**bound, **from_given}, sizes.total_stride(net))
+    bounds = samples.integer_bounds(net)
+    wanted = min(_WANTED_SIZES, len(tries))
+    accepted = 0
+    for chosen in tries:
+        if accepted == wanted:
+            break
+        if any(np.prod(spec.shape(chosen), dtype=np.float64) > samples.LARGEST for spec in made):
+            reason = reason or "its inputs are too large to be made up"
+            continue
+        todo = samples.cases(used, chosen, accepted, bounds, given)
+        reason_here = run_size(trial, session, todo, wanted * len(todo))
+        accepted += not reason_here
+        reason = reason or reason_here
+    if not trial.ran:
+        raise NothingRuns(reason)
+    again = session.run(trial.ran[0].case.feeds)
+    first = trial.ran[0].outputs
+    trial.varying = {name for name in outputs if not _identical(first[name], again[name])}
+
+
+def run_size(trial: Trial, session: Session, todo: Sequence[Case], total: int) -> str:
+    """Run the original at one size; why it cannot, if its anchor fails. Other kinds that fail are noted."""
+    for case in todo:
+        trial.say(f"original {len(trial.ran) + 1}/{total} inputs")
+        try:
+            trial.ran.append(Ran(case, session.run(case.feeds)))
+        except CannotRun as error:
+            trial.notes.append(f"the original does not run on {case.label}, which was left out: {error}")
+            if case.anchor:
+                return f"{case.label}: {error}"
+    return ""
+
+
+def _identical(first: Any, second: Any) -> bool:
+    found = difference(first, second)
+    return not found.problem and found.error == 0
+
+
+def measure_own(trial: Trial, sets: Sequence[Ran], names: Sequence[str] | None = None) -> None:
+    """e0 on `sets` into `own`: the largest change over three runs with every weight off by one rounding."""
+    wanted = list(names if names is not None else trial.names)
+    net = extract(trial.before, wanted)
+    for seed in SEEDS:
+        trial.say(f"the original's own error {seed}/{len(SEEDS)}")
+        try:
+            session = trial.engine.open(perturb.perturbed(net, seed, trial.engine.unit))
+            for ran in sets:
+                outputs = session.run(ran.case.feeds)
+                for name in wanted:
+                    found = difference(ran.outputs[name], outputs[name])
+                    # A change of shape or of NaN says that rounding decides; no number bounds that.
+                    error = np.inf if found.problem else found.error
+                    key = (name, ran.case.label)
+                    trial.own[key] = max(trial.own.get(key, 0.0), error)
+        except (CannotLoad, CannotRun):
+            trial.own.update({(name, ran.case.label): np.inf for name in wanted for ran in sets})
+            trial.notes.append("the original does not run with perturbed weights, so its own error is not known")
+            return
+
+
+def run_other(trial: Trial) -> dict[str, list[Measured]]:
+    """The other model on what the original ran on: one difference for each name and input set."""
+    names = trial.names
+    session = trial.engine.open(extract(trial.after, list(dict.fromkeys(names.values()))))
+    result: dict[str, list[Measured]] = {name: [] for name in names}
+    for at, ran in enumerate(trial.ran):
+        trial.say(f"rewritten {at + 1}/{len(trial.ran)} inputs")
+        try:
+            outputs = session.run(ran.case.feeds)
+        except CannotRun as error:
+            raise CannotRun(f"it fails on {ran.case.label}, where the original runs: {error}") from error
+        for name, renamed in names.items():
+            result[name].append(measured(trial, name, ran, difference(ran.outputs[name], outputs[renamed])))
+    return result
+
+
+def measured(trial: Trial, name: str, ran: Ran, found: compare.Difference) -> Measured:
+    """A difference with the original's own error: taken here, else that of the same size's anchor."""
+    here = trial.own.get((name, ran.case.label))
+    anchors = (other for other in trial.ran if other.case.anchor and other.case.size == ran.case.size)
+    own = max((trial.own.get((name, anchor.case.label), 0.0) for anchor in anchors), default=0.0)
+    value = ran.outputs[name]
+    unit = max(perturb.roundoff(trial.before), trial.engine.unit, perturb.roundoff_of(value))
+    taken = here is not None
+    return Measured(ran.case.label, found, max(own, here or 0.0), unit, taken)
+
+
+def check_outputs(trial: Trial, differences: dict[str, list[Measured]]) -> tuple[OutputCheck, ...]:
+    """A verdict for each output and frontier value; what fails is looked at again before it is said to."""
+    tolerance = trial.request.tolerance
+    remeasure(trial, differences)
+    checks: list[OutputCheck] = []
+    late: list[str] = []
+    for name, renamed in trial.names.items():
+        note = "compared before the choice that follows" if name in trial.frontier else ""
+        if name in trial.varying:
+            checks.append(_random(trial, name, renamed))
+        elif name in trial.found.outputs and not all(compare.passes(m, tolerance) for m in differences[name]):
+            late.append(name)
+        else:
+            checks.append(compare.judge(name, renamed, differences[name], tolerance, note))
+    if late:
+        checks.extend(decided.check(trial, late, differences))
+    return tuple(checks)
+
+
+def remeasure(trial: Trial, differences: dict[str, list[Measured]]) -> None:
+    """Where the anchor's own error does not explain a difference, take the own error on that very input set."""
+    if trial.request.tolerance is not None:
+        return
+    plain = [n for n in differences if n not in trial.found.outputs and n not in trial.varying]
+    failing = {
+        (name, m.case)
+        for name in plain
+        for m in differences[name]
+        if not m.found.problem and not m.found.exact and not m.own_taken_here and not compare.passes(m, None)
+    }
+    if not failing:
+        return
+    labels = {label for _, label in failing}
+    names = sorted({name for name, _ in failing})
+    measure_own(trial, [ran for ran in trial.ran if ran.case.label in labels], names)
+    for name in names:
+        pairs = zip(trial.ran, differences[name], strict=True)
+        differences[name] = [measured(trial, name, ran, m.found) for ran, m in pairs]
+
+
+def _random(trial: Trial, name: str, renamed: str) -> OutputCheck:
+    nodes = ", ".join(random_nodes(extract(trial.before, [name]))[:5]) or "no random operator is known in it"
+    note = f"the original differs from itself between two equal runs ({nodes})"
+    return OutputCheck(name, renamed, 0.0, 0.0, 0.0, 0.0, Verdict.NOT_VERIFIED, trial.ran[0].case.label, note)
+
+
+def finished(
+    trial: Trial, checks: Sequence[OutputCheck], verdict: Verdict | None = None, reason: str = ""
+) -> Verification:
+    """The record of this engine, its verdict that of the worst output."""
+    order = (Verdict.FAILED, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE, Verdict.OK)
+    if verdict is None:
+        verdict = min((check.verdict for check in checks), key=order.index)
+        reason = "; ".join(_sentence(check) for check in checks if check.verdict is verdict is not Verdict.OK)
+    labels = tuple(ran.case.label for ran in trial.ran)
+    return Verification(verdict, reason, trial.engine.name, tuple(checks), labels, notes=tuple(trial.notes))
+
+
+def _sentence(check: OutputCheck) -> str:
+    if check.verdict is Verdict.NOT_VERIFIED:
+        return f"random ops: output {check.name!r}: {check.note}"
+    numbers = f"differs by {check.error:.3g} on {check.inputs}, allowed {check.tolerance:.3g}"
+    own = f", the original's own error is {check.own_error:.3g}, its largest value {check.scale:.3g}"
+    note = f" ({check.note})" if check.note else ""
+    return f"{check.name!r} {numbers}{own}{note}"
