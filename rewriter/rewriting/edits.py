@@ -24,7 +24,10 @@ class AddConstant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AddNode:
-    """A new node of canonical operator `op`, in the place of `at` (so that order stays topological)."""
+    """A new node of canonical operator `op`, in the place of `at` (so that order stays topological).
+
+    `like` is a removed node whose documentation and metadata it takes over.
+    """
 
     op: str
     name: str
@@ -32,6 +35,7 @@ class AddNode:
     output: str
     at: Node
     attrs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    like: Node | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -150,7 +150,11 @@ def _stored(constant: Constant) -> TensorProto:
 
 
 def _node(edit: AddNode) -> NodeProto:
-    return NODES[edit.op](edit)
+    node = NODES[edit.op](edit)
+    if edit.like is not None and isinstance(edit.like.native, NodeProto):
+        node.doc_string = edit.like.native.doc_string
+        node.metadata_props.extend(edit.like.native.metadata_props)
+    return node
 
 
 def _conv(edit: AddNode) -> NodeProto:
