@@ -96,6 +96,7 @@ class Draft:
             return
         try:
             os.link(self._temp, target)
+            os.unlink(self._temp)  # at once: data with two names would be refused as a hard link
         except FileExistsError:
             raise
         except (OSError, NotImplementedError) as error:

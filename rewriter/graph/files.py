@@ -270,12 +270,13 @@ def _read(path: Path) -> bytes:
         fd = os.open(path, flags)
     except (OSError, ValueError) as error:
         raise InputError(_cannot_open(path, error)) from error
-    with open(fd, "rb", buffering=0) as file:
-        info = os.fstat(fd)
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
         if stat.S_ISDIR(info.st_mode):
             raise InputError(f"{name} is a directory; name the .onnx file in it")
-        if not stat.S_ISREG(info.st_mode):
-            raise InputError(f"{name} is not a regular file (a pipe or a device); write the model to a file first")
+        raise InputError(f"{name} is not a regular file (a pipe or a device); write the model to a file first")
+    with open(fd, "rb", buffering=0) as file:
         if info.st_size == 0:
             raise InputError(f"{name} is empty; export or download the model again")
         if info.st_size > _LIMIT:

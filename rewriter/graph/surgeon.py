@@ -20,14 +20,19 @@ else:
 
 def to_proto(graph: SurgeonGraph) -> ModelProto:
     """A model that computes what the graph does; its IR version is the graph's, or the oldest that its opset allows."""
-    surgeon = _surgeon()
+    surgeon, native = _surgeon(), cast("Any", graph)
     if not isinstance(graph, surgeon.Graph):
         raise UsageError(f"a graphsurgeon graph is wanted, not {type(graph).__name__}; load files by their path")
-    ir_version = getattr(graph, "ir_version", None) or _ir_version(int(cast("Any", graph).opset))
-    try:  # a copy, since exporting fills in names; its tensors share their elements with the argument's
-        return surgeon.export_onnx(cast("Any", graph).copy(), ir_version=ir_version)
+    ir_version = native.ir_version or _ir_version(int(native.opset))
+    owners = [native, *native.functions]
+    domains = [None if owner.import_domains is None else list(owner.import_domains) for owner in owners]
+    try:  # not a copy of the graph: copying loses the types of sequences
+        return surgeon.export_onnx(graph, ir_version=ir_version)
     except Exception as error:  # it raises whatever its own code or numpy raises
         raise InputError(f"graphsurgeon cannot export the graph: {error}; call graph.cleanup().toposort()") from error
+    finally:
+        for owner, before in zip(owners, domains, strict=True):  # exporting fills them in
+            owner.import_domains = before
 
 
 def from_proto(model: ModelProto) -> SurgeonGraph:

@@ -205,10 +205,10 @@ def _plain_size(fd: int, label: str) -> int:
 def _holes(fd: int, size: int) -> int:
     """Unwritten bytes of a file; compression also makes a file use fewer blocks and is no hole."""
     total = position = 0
-    for _ in range(100_000):  # a file of more pieces than this has no large hole that matters
+    while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_HOLE)
-        except (OSError, AttributeError):
+        except (OSError, AttributeError):  # the system cannot tell
             return 0
         if start >= size:
             break
@@ -217,6 +217,8 @@ def _holes(fd: int, size: int) -> int:
         except OSError:  # no data after the hole
             position = size
         total += position - start
+        if total > _HOLES:
+            break
     return total
 
 
