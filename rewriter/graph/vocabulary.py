@@ -79,8 +79,7 @@ _GROUPS = Attribute("groups", AttributeKind.INT, "number of channel groups")
 _DEPTHWISE = Attribute("depthwise", AttributeKind.FLAG, "as many groups as input channels, and more than one")
 _POINTWISE = Attribute("pointwise", AttributeKind.FLAG, "window 1 and stride 1 on every axis")
 _CONV = (_K, _STRIDE, _PAD, _DILATION, _GROUPS, _OUT, _IN, _REACH, _DEPTHWISE, _POINTWISE)
-_POOL = (_K, _STRIDE, _PAD, Attribute("ceil", AttributeKind.FLAG, "rounds the size of its output up"))
-_AXIS = Attribute("axis", AttributeKind.INT, "the axis it works along")
+_POOL = (_K, _STRIDE, _PAD)
 _VALUE = "the constant, where all its elements are equal"
 
 _TABLE = (
@@ -121,21 +120,21 @@ _TABLE = (
         onnx=("BatchNormalization",),
         aten=("batch_norm", "_native_batch_norm_legit_no_training"),
         modules=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"),
-        attributes=(Attribute("eps", AttributeKind.NUMBER, "added to the variance"), _OUT),
+        attributes=(Attribute("eps", AttributeKind.NUMBER, "added to the variance"),),
         consts=("scale", "bias", "mean", "var"),
     ),
     Operator(
         "scale",
         "Multiplication by a constant number or by a constant per channel.",
-        attributes=(Attribute("value", AttributeKind.NUMBER, _VALUE), _OUT),
-        consts=("scale",),
+        attributes=(Attribute("value", AttributeKind.NUMBER, _VALUE),),
+        consts=("factor",),
         also="Mul or Div with one constant operand",
     ),
     Operator(
         "shift",
         "Addition of a constant number or of a constant per channel.",
-        attributes=(Attribute("value", AttributeKind.NUMBER, _VALUE), _OUT),
-        consts=("shift",),
+        attributes=(Attribute("value", AttributeKind.NUMBER, _VALUE),),
+        consts=("term",),
         also="Add or Sub with one constant operand",
     ),
     Operator("add", "Sum of two values.", onnx=("Add",), aten=("add",), joins=True),
@@ -168,16 +167,12 @@ _TABLE = (
         onnx=("Pad",),
         aten=("pad", "constant_pad_nd"),
         modules=("ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "ConstantPad2d"),
-        attributes=(
-            Attribute("amount", AttributeKind.AXES, "elements added on each side of an axis; compared for every side"),
-            Attribute("value", AttributeKind.NUMBER, "what it pads with"),
-        ),
+        attributes=(Attribute("amount", AttributeKind.INT, "the most it adds or removes on any side of any axis"),),
         shape="window",
     ),
     Operator(
         "border",
         "A ring written around a value, as exporters write the padding of DBB and ECB.",
-        attributes=(Attribute("amount", AttributeKind.AXES, "width of the ring on each side of an axis"),),
         shape="window",
         also="Pad, ScatterND or Concat that together write constants around a core",
     ),
@@ -209,7 +204,7 @@ _TABLE = (
         onnx=("AveragePool",),
         aten=("avg_pool1d", "avg_pool2d", "avg_pool3d"),
         modules=("AvgPool1d", "AvgPool2d", "AvgPool3d"),
-        attributes=(*_POOL, Attribute("counts_pad", AttributeKind.FLAG, "the mean counts the padding")),
+        attributes=_POOL,
         shape="window",
     ),
     Operator(
@@ -227,7 +222,6 @@ _TABLE = (
         onnx=("Softmax",),
         aten=("softmax", "_softmax"),
         modules=("Softmax",),
-        attributes=(_AXIS,),
     ),
     Operator(
         "layer_norm",
@@ -235,7 +229,6 @@ _TABLE = (
         onnx=("LayerNormalization",),
         aten=("layer_norm", "native_layer_norm"),
         modules=("LayerNorm",),
-        attributes=(Attribute("eps", AttributeKind.NUMBER, "added to the variance"), _AXIS),
         consts=("scale", "bias"),
     ),
     Operator(
@@ -243,7 +236,6 @@ _TABLE = (
         "Part of a value along axes.",
         onnx=("Slice",),
         aten=("slice", "narrow", "select"),
-        attributes=(_AXIS,),
         shape="free",
     ),
     Operator(
@@ -251,7 +243,6 @@ _TABLE = (
         "Values one after another along an axis.",
         onnx=("Concat",),
         aten=("cat",),
-        attributes=(_AXIS,),
         shape="free",
         joins=True,
     ),
@@ -260,7 +251,6 @@ _TABLE = (
         "A value cut into several along an axis.",
         onnx=("Split",),
         aten=("split", "split_with_sizes", "chunk"),
-        attributes=(_AXIS,),
         shape="free",
         joins=True,
     ),

@@ -31,23 +31,27 @@ class Target(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Function:
+    """`clauses` are those whose expressions may call it."""
+
     name: str
+    clauses: tuple[str, ...]
     targets: tuple[Target, ...]
     gives: Kind
     doc: str
 
 
+_BODY, _COST, _VOTE = ("where", "cost"), ("cost",), ("vote",)
 _TABLE = (
-    Function("count", (Target.PART, Target.OP), Kind.NUMBER, "how many operands or nodes of this match it names"),
-    Function("has", (Target.PART, Target.OP), Kind.BOOL, "whether there is at least one of it in this match"),
-    Function("nodes", (Target.PART, Target.WHOLE), Kind.NUMBER, "number of nodes"),
-    Function("params", (Target.PART, Target.WHOLE, Target.ROLE), Kind.NUMBER, "float elements of weights"),
     Function(
-        "macs", (Target.PART, Target.WHOLE, Target.ROLE), Kind.NUMBER, "multiply-adds, per pixel where sizes miss"
+        "count", _BODY, (Target.PART, Target.OP), Kind.NUMBER, "how many operands or nodes of this match it names"
     ),
-    Function("depth", (Target.ROLE,), Kind.NUMBER, "longest path to it in convs and linears"),
-    Function("pan", (Target.ROLE,), Kind.BOOL, "whether a bottom-up path leads to it after the top-down one"),
-    Function("scope", (Target.ROLE,), Kind.STRING, "module path of what computes it, for `~` and globs"),
+    Function("has", _BODY, (Target.PART, Target.OP), Kind.BOOL, "whether there is at least one of it in this match"),
+    Function("nodes", _COST, (Target.PART, Target.WHOLE), Kind.NUMBER, "number of nodes"),
+    Function("params", (*_COST, *_VOTE), (Target.PART, Target.WHOLE, Target.ROLE), Kind.NUMBER, "elements of weights"),
+    Function("macs", (*_COST, *_VOTE), (Target.PART, Target.WHOLE, Target.ROLE), Kind.NUMBER, "multiply-adds"),
+    Function("depth", _VOTE, (Target.ROLE,), Kind.NUMBER, "longest path to it in convs and linears"),
+    Function("pan", _VOTE, (Target.ROLE,), Kind.BOOL, "whether a bottom-up path leads to it after the top-down one"),
+    Function("scope", _VOTE, (Target.ROLE,), Kind.STRING, "module path of what computes it, to compare with ~"),
 )
 
 FUNCTIONS: Mapping[str, Function] = MappingProxyType({function.name: function for function in _TABLE})

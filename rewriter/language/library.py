@@ -64,7 +64,7 @@ def find_pattern_files() -> list[Path]:
 
 
 def resolve(names: Sequence[str], cwd: Path | str = ".") -> list[LoadedPattern]:
-    """The patterns behind `names` (of patterns, of presets, of files), each once, in the order they were first named."""
+    """The patterns behind `names` (of patterns, presets or files), each once, in the order they were first named."""
     found: dict[tuple[str, str], LoadedPattern] = {}
     by_name: dict[str, LoadedPattern] = {}
     for name in names:

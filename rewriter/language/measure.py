@@ -68,5 +68,5 @@ def _combine(measures: Iterable[Measure], *, nullable: bool, deeper: int = 0) ->
         sum(part.size for part in parts),
         nullable,
         any(part.repeats for part in parts),
-        frozenset().union(*(part.ops for part in parts)),
+        frozenset(op for part in parts for op in part.ops),
     )

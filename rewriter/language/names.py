@@ -77,8 +77,8 @@ class Names:
     params: Mapping[str, Param]
     roles: Mapping[str, Pos]
 
-    def kind(self, expr: Expr, *, after: bool) -> Kind:
-        """The kind of value that `expr` gives; `after` where the result of the action may be asked about (`cost`)."""
+    def kind(self, expr: Expr, *, clause: str) -> Kind:
+        """The kind of value that `expr`, of a `clause`, gives."""
         match expr:
             case Number():
                 return Kind.NUMBER
@@ -87,27 +87,27 @@ class Names:
             case Attribute():
                 return self._attribute(expr)
             case Apply():
-                return self._apply(expr, after=after)
+                return self._apply(expr, clause=clause)
             case Not(operand=operand, pos=pos):
-                self._want(self.kind(operand, after=after), Kind.BOOL, pos, "not")
+                self._want(self.kind(operand, clause=clause), Kind.BOOL, pos, "not")
                 return Kind.BOOL
             case Binary():
-                return self._binary(expr, self._side(expr.left, expr, after), self._side(expr.right, expr, after))
+                return self._binary(expr, self._side(expr.left, expr, clause), self._side(expr.right, expr, clause))
 
-    def condition(self, expr: Expr, clause: str, *, after: bool = False) -> None:
-        kind = self.kind(expr, after=after)
+    def condition(self, expr: Expr, clause: str) -> None:
+        kind = self.kind(expr, clause=clause)
         if kind is not Kind.BOOL:
             raise self.source.error(
                 expr.pos, f"'{clause}' wants a condition, this is a {kind}", "compare it with something"
             )
 
-    def _side(self, side: Expr, expr: Binary, after: bool) -> Kind:
+    def _side(self, side: Expr, expr: Binary, clause: str) -> Kind:
         """One side of `expr`; beside an element type, a bare name may be one."""
         other = expr.right if side is expr.left else expr.left
         typed = isinstance(other, Attribute) and self._attribute(other) is Kind.TYPE and expr.op in ("=", "!=")
         if typed and isinstance(side, Name) and side.name in DTYPES and side.name not in self.params:
             return Kind.TYPE
-        return self.kind(side, after=after)
+        return self.kind(side, clause=clause)
 
     def _name(self, name: Name) -> Kind:
         if name.name in self.params:
@@ -132,24 +132,24 @@ class Names:
             raise self.source.error(expr.pos, f"{quote(expr.owner)} has no attribute {quote(expr.name)}", hint)
         return _KINDS.get(known[expr.name], Kind.NUMBER)
 
-    def _apply(self, expr: Apply, *, after: bool) -> Kind:
+    def _apply(self, expr: Apply, *, clause: str) -> Kind:
         function = FUNCTIONS.get(expr.function)
-        if function is None:
-            hint = nearest(expr.function, FUNCTIONS) or f"there are {', '.join(FUNCTIONS)}"
-            raise self.source.error(expr.pos, f"unknown function {quote(expr.function)}", hint)
+        if function is None or clause not in function.clauses:
+            usable = [name for name, f in FUNCTIONS.items() if clause in f.clauses]
+            hint = nearest(expr.function, usable) or f"there are {', '.join(usable)}"
+            what = "unknown function" if function is None else f"no '{clause}' can call"
+            raise self.source.error(expr.pos, f"{what} {quote(expr.function)}", hint)
         known: dict[Target, list[str]] = {
             Target.PART: list(self.parts),
-            Target.OP: [] if self.roles else list(OPERATORS),
-            Target.WHOLE: list(WHOLES) if after else [],
+            Target.OP: list(OPERATORS),
+            Target.WHOLE: list(WHOLES),
             Target.ROLE: list(self.roles),
         }
-        names = [name for target in function.targets for name in known[target]]
+        targets = [t for t in function.targets if (t is Target.ROLE) is (clause == "vote")]
+        names = [name for target in targets for name in known[target]]
         if expr.argument not in names:
-            wanted = " or ".join(function.targets)
-            hint = nearest(expr.argument, names)
-            if expr.argument in WHOLES and not after:
-                hint = f"{quote(expr.argument)} is known in a 'cost' clause only"
-            raise self.source.error(expr.pos, f"{expr.function}() wants a {wanted}, not {quote(expr.argument)}", hint)
+            message = f"{function.name}() wants a {' or '.join(targets)}, not {quote(expr.argument)}"
+            raise self.source.error(expr.pos, message, nearest(expr.argument, names))
         return function.gives
 
     def _binary(self, expr: Binary, left: Kind, right: Kind) -> Kind:
@@ -181,7 +181,7 @@ def check(pattern: Pattern, measures: Mapping[str, Measure], source: Source) -> 
     for expr in pattern.where:
         names.condition(expr, "where")
     if pattern.cost is not None:
-        names.condition(pattern.cost, "cost", after=True)
+        names.condition(pattern.cost, "cost")
     if isinstance(pattern.match, OutputsMatch):
         _check_outputs(pattern.match, names)
     if isinstance(pattern.action, RemoveOutput) and pattern.action.role not in names.roles:

@@ -24,7 +24,7 @@ class Pos:
 
 NOWHERE = Pos()
 
-Literal: TypeAlias = "int | float | str | bool"
+Literal: TypeAlias = int | float | str | bool
 """INT, NUMBER (as in `value=1.5`), NAME or STRING, true/false."""
 
 
@@ -108,7 +108,7 @@ class Group:
     pos: Pos = field(default=NOWHERE, compare=False)
 
 
-Atom: TypeAlias = "OpAtom | Call | Pass | LinearRegion | Junction | Group"
+Atom: TypeAlias = OpAtom | Call | Pass | LinearRegion | Junction | Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Not:
     pos: Pos = field(default=NOWHERE, compare=False)
 
 
-Expr: TypeAlias = "Number | Name | Attribute | Apply | Binary | Not"
+Expr: TypeAlias = Number | Name | Attribute | Apply | Binary | Not
 
 
 # --- nets (tests) ------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class ReplaceWith:
     pos: Pos = field(default=NOWHERE, compare=False)
 
 
-Action: TypeAlias = "Fold | Bypass | RemoveOutput | ReplaceWith"
+Action: TypeAlias = Fold | Bypass | RemoveOutput | ReplaceWith
 
 
 @dataclass(frozen=True, slots=True)
