@@ -130,7 +130,7 @@ def _our_errors(path: Path) -> Generator[None]:
             case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
                 why = "the disk is full" if error.errno == errno.ENOSPC else "a quota or file size limit was reached"
                 raise LimitError(
-                    f"{name}: {why}; nothing was written, free some space or choose another folder"
+                    f"{name}: {why}, nothing was written; free some space or choose another folder"
                 ) from error
             case errno.ENOENT | errno.ENOTDIR:
                 raise OutputError(f"{name}: folder {folder} does not exist; create it: mkdir -p") from error

@@ -1,4 +1,4 @@
-"""Loading: what is a model loads and stays byte for byte; everything else is named, with a remedy; structure is checked."""
+"""Loading: models stay byte for byte; everything else is named, with a remedy; broken structure is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving: the same bytes, atomic whatever happens, never onto an input, external data that works where the output is."""
+"""Saving: the same bytes, atomic whatever happens, never onto an input, external data that works from the output."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_a_file_size_limit_is_reported_and_leaves_nothing(tmp_path: Path) -> Non
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, "open", PermissionError(errno.EACCES, "Permission denied"))
-    with pytest.raises(OutputError, match="folder .* cannot be written; choose another one with -o"):
+    with pytest.raises(OutputError, match=r"folder .* cannot be written; choose another one with -o"):
         save(model_of(), tmp_path / "m.onnx", source=None)
 
 
