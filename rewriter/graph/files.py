@@ -24,6 +24,7 @@ from rewriter.errors import InputError
 from rewriter.graph.tensors import check_inline, check_range, external_of, is_external, open_external, shown
 
 _LIMIT: Final = (1 << 31) - 1  # protobuf's, for one message
+_SCANNED: Final = 32 << 20
 _DEPTH: Final = 64  # of bodies; what protobuf reads is at most half as deep
 _POSITIVE: Final = frozenset({"group", "strides", "dilations"})
 _PLAIN: Final = frozenset(
@@ -67,7 +68,8 @@ def load(source: str | Path) -> LoadedModel:
         raise InputError(_explain(path, data[:65536], _damage(data))) from error
     _require(path, proto, data[:65536])
     external = frozenset[str]()
-    if b"\n\x08location" in data:  # the entry {key: "location"}; scanning bytes is cheaper than visiting every node
+    # the entry {key: "location"}; scanning bytes is cheaper than visiting every node, until weights are most of them
+    if len(data) > _SCANNED or b"\n\x08location" in data:
         external = frozenset(_locations(each_tensor(proto)))
     return LoadedModel(proto, path, path.parent, len(data), external)
 
