@@ -1,0 +1,289 @@
+"""The judge of every fold: a region is run node by node in float64 and compared with the one conv that replaces it.
+
+Invariant: nothing here shares code with the algebra that made the conv; each op is evaluated from its definition. The
+measure is |difference| / S, where S is what the region gives in absolute values (|x|, |W|, |bias|, |mean|, |beta|,
+every branch with +): the size of what was added up, which cancellation does not shrink (Higham, Accuracy and Stability
+of Numerical Algorithms, section 3.1). Where S = 0 both sides must be 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.algebra.conv import ConvForm
+from rewriter.errors import Reason, Refusal
+from rewriter.graph.view import Node
+from rewriter.matching.region import Region
+from rewriter.reporting.record import Proof
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Pads: TypeAlias = "tuple[tuple[int, int], ...]"
+
+LIMIT = 1e-12
+"""A right fold stays below 1e-15, one weight of a common kernel wrong by 1e-5 gives 1e-6 (algebra.md)."""
+
+GAUSSIAN_INPUTS = 4
+MOST_COLUMNS = 1 << 23
+"""Elements of the unfolded input that one matrix product may hold (64 MiB)."""
+
+MOST_PIXELS = 1 << 26
+"""Elements of one probing input; a window that asks for more cannot be proved."""
+
+
+class _CannotRun(Exception):
+    """A node that cannot be evaluated on what it is given; becomes a Refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One way of running a region: as it is, or in absolute values."""
+
+    absolute: bool
+
+    @property
+    def minus(self) -> int:
+        return 1 if self.absolute else -1
+
+    def constant(self, node: Node, role: str) -> Array:
+        values = node.consts[role].floats()
+        return np.abs(values) if self.absolute else values
+
+    def channels(self, node: Node, role: str, x: Array) -> Array:
+        return self.constant(node, role).reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def prove(region: Region, conv: ConvForm) -> Proof | Refusal:
+    """Whether `conv`, unrounded, computes what the region does; see the module for the measure."""
+    sizes = _sizes(region, conv)
+    channels = conv.kernel.shape[1] * conv.groups
+    if any(channels * np.prod(size, dtype=np.float64) > MOST_PIXELS for size in sizes):
+        return Refusal(Reason.LIMIT, region.name, f"to prove it takes an input of {channels} x {sizes[0]}")
+    error = 0.0
+    random = np.random.default_rng(0)
+    rest = {value.name: float(random.normal()) for _, value in region.rest}
+    for size in sizes:
+        try:
+            with np.errstate(all="ignore"):  # what is not finite fails the comparison
+                found = _compare(region, conv, _inputs(random, channels, size), rest)
+        except _CannotRun as reason:
+            return Refusal(Reason.EXACT, region.name, f"cannot be proved: {reason}")
+        error = max(error, found)
+    if not error <= LIMIT:
+        detail = f"the folded conv differs by {error:.1e} of what the branches add up to (limit {LIMIT:g})"
+        return Refusal(Reason.EXACT, region.name, detail)
+    return Proof(error=error, limit=LIMIT, inputs=1 + GAUSSIAN_INPUTS, size=sizes[0])
+
+
+def prove_stored(conv: ConvForm, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None, *, at: str) -> Refusal | None:
+    """Whether the arrays that are written are the nearest finite ones, in the stored type, to the proved kernel."""
+    if (bias is None) != (conv.bias is None):
+        return Refusal(Reason.EXACT, at, "the stored bias is not the proved one")
+    pairs = [("weight", weight, conv.kernel)]
+    if bias is not None and conv.bias is not None:
+        pairs.append(("bias", bias, conv.bias))
+    for role, stored, exact in pairs:
+        values = stored.astype(np.float64)
+        if values.shape != exact.shape or not np.isfinite(values).all():
+            return Refusal(Reason.EXACT, at, f"the stored {role} has another shape, or values that are not finite")
+        half = _half_step(exact, conv.dtype)
+        error = np.abs(values - exact)
+        tie = (error == half) & (half > 0)
+        if (error > half).any() or (values[tie] / (2 * half[tie]) % 2 != 0).any():
+            return Refusal(Reason.EXACT, at, f"the stored {role} is not the proved one, rounded to {conv.dtype}")
+    return None
+
+
+def _half_step(exact: Array, dtype: str) -> Array:
+    """Half the distance of neighbours in the stored type around each value: the most that rounding changes."""
+    bits, lowest = {"float16": (11, -14), "bfloat16": (8, -126), "float32": (24, -126), "float64": (53, -1022)}[dtype]
+    if bits == 53:
+        return np.zeros_like(exact)
+    _, exponent = np.frexp(exact)
+    return np.ldexp(0.5, np.maximum(exponent - 1, lowest) - (bits - 1))
+
+
+def _sizes(region: Region, conv: ConvForm) -> list[tuple[int, ...]]:
+    """Spatial sizes of at least 2 * reach + stride, one for every phase of the stride that the entry may have.
+
+    Only an axis whose extent is known has one phase. Axes take their phases together, shifted against each other, so
+    that height and width differ.
+    """
+    reach = [
+        max([conv.dilations[axis] * (conv.kernel.shape[2 + axis] - 1) + 1, *_reaches(region, axis)])
+        for axis in range(len(conv.strides))
+    ]
+    known = (None,) * len(reach) if region.entry.shape is None else region.entry.shape[2:]
+    sizes: list[tuple[int, ...]] = []
+    for phase in range(max(conv.strides)):
+        size: list[int] = []
+        for axis, (r, s, n) in enumerate(zip(reach, conv.strides, known, strict=True)):
+            least = 2 * r + s
+            size.append(least + ((n - least) % s if isinstance(n, int) else (phase + axis) % s))
+        sizes.append(tuple(size))
+    return sorted(set(sizes))
+
+
+def _reaches(region: Region, axis: int) -> list[int]:
+    convs = [node for node in region.nodes if node.op == "conv"]
+    return [node.attrs["dilations"][axis] * (node.consts["weight"].shape[2 + axis] - 1) + 1 for node in convs]
+
+
+def _inputs(random: np.random.Generator, channels: int, size: tuple[int, ...]) -> Array:
+    """Zero and the Gaussian ones, as (input, channel, *size); channels vary slowest in memory, for the products."""
+    x = random.standard_normal((channels, 1 + GAUSSIAN_INPUTS, *size))
+    x[:, 0] = 0
+    return np.moveaxis(x, 0, 1)
+
+
+def _compare(region: Region, conv: ConvForm, x: Array, rest: Mapping[str, float]) -> float:
+    """The largest |difference| / S on these inputs; infinite where shapes differ or a zero is missed.
+
+    S grows with every |x|, so that of the least |x| of the Gaussian inputs bounds the S of each from below: one run in
+    absolute values serves all, and the error that is reported is never too small.
+    """
+    exact = _run(region, x, rest, Run(absolute=False))
+    folded = _conv(x, conv.kernel, conv.strides, conv.pads, conv.dilations, conv.groups)
+    if conv.bias is not None:
+        folded = folded + conv.bias.reshape(-1, *(1,) * (x.ndim - 2))
+    for sign, value in region.rest:
+        folded = folded + sign * (x if value.name == region.entry.name else rest[value.name])
+    if exact.shape != folded.shape:
+        return np.inf
+    least = np.stack([np.abs(x[0]), np.abs(x[1:]).min(axis=0)], axis=1).swapaxes(0, 1)
+    size = _run(region, least, {name: abs(value) for name, value in rest.items()}, Run(absolute=True))
+    pairs = ((slice(0, 1), slice(0, 1)), (slice(1, None), slice(1, 2)))  # zero with zero, Gaussian with the least
+    return max(_ratio(exact[rows], folded[rows], size[bound]) for rows, bound in pairs)
+
+
+def _ratio(exact: Array, folded: Array, size: Array) -> float:
+    difference = np.abs(exact - folded)
+    if not (np.isfinite(difference).all() and np.isfinite(size).all()):
+        return np.inf
+    empty = np.broadcast_to(size == 0, exact.shape)
+    if exact[empty].any() or folded[empty].any():
+        return np.inf
+    return float(np.divide(difference, size, out=np.zeros_like(difference), where=~empty).max(initial=0.0))
+
+
+def _run(region: Region, x: Array, rest: Mapping[str, float], run: Run) -> Array:
+    """What the region gives for its entry and its leftovers, each op by its definition."""
+    values: dict[str, Array] = {name: np.asarray(value) for name, value in rest.items()}
+    values[region.entry.name] = x
+    for node in region.nodes:
+        evaluate = OPS.get(node.op)
+        if evaluate is None or node.problem is not None or any(value.name not in values for value in node.data):
+            raise _CannotRun(f"{node.name or node.output.name} ({node.op}) cannot be evaluated")
+        try:
+            values[node.output.name] = evaluate(node, [values[value.name] for value in node.data], run)
+        except ValueError as error:  # operands that do not broadcast
+            raise _CannotRun(f"{node.name or node.output.name} ({node.op}): {error}") from error
+    if region.exit.name not in values:
+        raise _CannotRun(f"no node gives {region.exit.name}")
+    return values[region.exit.name]
+
+
+def _run_conv(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    weight, attrs = run.constant(node, "weight"), node.attrs
+    if weight.ndim != x.ndim or weight.shape[1] * attrs["groups"] != x.shape[1]:
+        raise _CannotRun(f"{node.name} has a weight of shape {weight.shape} for values of shape {x.shape}")
+    y = _conv(x, weight, attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"])
+    return y + run.channels(node, "bias", x) if "bias" in node.consts else y
+
+
+def _run_bn(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    scale, bias, mean, var = (run.channels(node, role, x) for role in ("scale", "bias", "mean", "var"))
+    return (x + run.minus * mean) / np.sqrt(var + node.attrs["eps"]) * scale + bias
+
+
+def _run_scale(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0] * run.constant(node, "factor")
+
+
+def _run_shift(node: Node, data: list[Array], run: Run) -> Array:
+    sign = 1 if run.absolute else node.attrs["sign"]
+    return sign * data[0] + run.constant(node, "term")
+
+
+def _run_sum(node: Node, data: list[Array], run: Run) -> Array:
+    total = data[0]
+    for value in data[1:]:
+        total = total + value
+    return total
+
+
+def _run_sub(node: Node, data: list[Array], run: Run) -> Array:
+    left, right = data
+    return left + run.minus * right
+
+
+def _run_neg(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0] if run.absolute else -data[0]
+
+
+def _run_same(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0]
+
+
+def _run_cast(node: Node, data: list[Array], run: Run) -> Array:
+    if node.attrs["to"] != node.attrs["from"]:
+        raise _CannotRun(f"{node.name} changes the element type")
+    return data[0]
+
+
+OPS: Mapping[str, Callable[[Node, list[Array], Run], Array]] = {
+    "conv": _run_conv,
+    "bn": _run_bn,
+    "scale": _run_scale,
+    "shift": _run_shift,
+    "add": _run_sum,
+    "sum": _run_sum,
+    "sub": _run_sub,
+    "neg": _run_neg,
+    "identity": _run_same,
+    "dropout": _run_same,
+    "cast": _run_cast,
+}
+"""How each op is evaluated; a new op of regions gets its line here, written from its definition alone."""
+
+
+def _conv(
+    x: Array, weight: Array, strides: tuple[int, ...], pads: Pads, dilations: tuple[int, ...], groups: int
+) -> Array:
+    """A convolution of (n, channel, *size) as one matrix product with the unfolded input; zero images cost nothing."""
+    live = np.flatnonzero([image.any() for image in x])
+    padded = np.pad(np.moveaxis(x[live], 1, 0), ((0, 0), (0, 0), *pads))
+    spatial = tuple(range(2, x.ndim))
+    extents = tuple(d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
+    if any(n < extent for n, extent in zip(padded.shape[2:], extents, strict=True)):
+        raise _CannotRun(f"a window of {extents} is larger than the padded image {padded.shape[2:]}")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extents, axis=spatial)
+    every = tuple(slice(None, None, step) for step in (*strides, *dilations))
+    windows = windows[:, :, *every]  # (channel, n, *out, *window)
+    rank = len(spatial)
+    windows = np.moveaxis(windows, range(2 + rank, 2 + 2 * rank), range(1, 1 + rank))  # (channel, *window, n, *out)
+    y = np.zeros((len(weight), len(x), *windows.shape[2 + rank :]))
+    if len(live):
+        y[:, live] = _product(windows, weight, groups)
+    return np.moveaxis(y, 0, 1)
+
+
+def _product(windows: Array, weight: Array, groups: int) -> Array:
+    """`weight` (out, in / groups, *window) times `windows` (in, *window, n, *out), within each group of channels."""
+    rank = weight.ndim - 2
+    positions = windows.shape[1 + rank :]
+    if windows.size > MOST_COLUMNS and groups > 1:
+        parts = zip(np.split(windows, groups), np.split(weight, groups), strict=True)
+        return np.concatenate([_product(window, part, 1) for window, part in parts])
+    if windows.size > MOST_COLUMNS and positions[0] > 1:
+        images = np.split(windows, positions[0], axis=1 + rank)
+        return np.concatenate([_product(image, weight, groups) for image in images], axis=1)
+    taps = int(np.prod(weight.shape[1:]))
+    rows = weight.reshape(groups, -1, taps)
+    return np.matmul(rows, windows.reshape(groups, taps, -1)).reshape(len(weight), *positions)
