@@ -6,6 +6,7 @@ Invariant: what comes out are new `LoadedPattern`s; a setting that no pattern ta
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from rewriter.errors import UsageError
@@ -76,18 +77,7 @@ def _typed(loaded: LoadedPattern, param: Param, value: str) -> Literal | tuple[L
 
 def _number(text: str, *, whole: bool) -> int | float | None:
     """A number that JSON can hold exactly; None for anything else."""
-    try:
-        value = float(text)
-        if not abs(value) <= MAX_INTEGER:
-            return None
-        return int(text)
-    except ValueError:
-        pass
-    return None if whole else _fraction(text)
-
-
-def _fraction(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}" if whole else r"[+-]?[0-9]{1,20}(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?", text):
         return None
+    value = int(text) if text.lstrip("+-").isdigit() else float(text)
+    return value if abs(value) <= MAX_INTEGER else None
