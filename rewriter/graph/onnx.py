@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
@@ -21,6 +21,9 @@ from rewriter.graph.tensors import constant_of, dtype_name
 from rewriter.graph.view import Constant, Dim, Graph, Node, Value
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+
+Declared: TypeAlias = "Mapping[str, tuple[str | None, tuple[Dim, ...] | None]]"
+"""The outputs of the model with the types it declares for them."""
 
 # Operators whose result has the element type of their first data input: all that a region may hold, and what stands
 # between regions most often. A type that cannot be told stays unknown, and rules that need it refuse.
@@ -165,17 +168,17 @@ class _Builder:
                 self.read_by[name].append(index)
                 self.all_captured.add(name)
         graph = self.model.graph
-        output_names = {o.name for o in graph.output}
+        output_names = {o.name: value_type(o) for o in graph.output}
         inputs = tuple(self._input(info, output_names) for info in graph.input)
         nodes = tuple(self._node(i, position, output_names) for i, position in enumerate(self.order))
         outputs = tuple(self._value(o.name, None, output_names) for o in graph.output)
         return Graph(nodes, self.values, inputs, outputs, self.opset)
 
-    def _input(self, info: ValueInfoProto, outputs: set[str]) -> Value:
+    def _input(self, info: ValueInfoProto, outputs: Declared) -> Value:
         dtype, shape = value_type(info)
         return self._make(info.name, None, outputs, dtype=dtype, shape=shape, is_input=True)
 
-    def _value(self, name: str, producer: int | None, outputs: set[str]) -> Value:
+    def _value(self, name: str, producer: int | None, outputs: Declared) -> Value:
         known = self.values.get(name)
         if known is not None:
             return known
@@ -184,13 +187,17 @@ class _Builder:
         shape = constant.shape if constant else None
         return self._make(name, producer, outputs, dtype=dtype, shape=shape, constant=constant)
 
-    def _make(self, name: str, producer: int | None, outputs: set[str], **known: Any) -> Value:
+    def _make(self, name: str, producer: int | None, outputs: Declared, **known: Any) -> Value:
         readers = tuple(self.read_by.get(name, ()))
+        if name in outputs:  # what the model declares stands in for what is not known
+            dtype, shape = outputs[name]
+            known["dtype"] = known.get("dtype") or dtype
+            known["shape"] = shape if known.get("shape") is None else known["shape"]
         value = Value(name, producer, readers, is_output=name in outputs, captured=name in self.all_captured, **known)
         self.values[name] = value
         return value
 
-    def _node(self, index: int, position: int, outputs: set[str]) -> Node:
+    def _node(self, index: int, position: int, outputs: Declared) -> Node:
         proto = self.protos[position]
         inputs = [self._value(name, None, outputs) if name else None for name in proto.input]
         attrs = attributes(proto) if proto.attribute else {}
@@ -198,7 +205,9 @@ class _Builder:
         extra = sum(1 for name in proto.output[1:] if name and (name in self.read_by or name in outputs))
         reading = self._canonical(proto, inputs, attrs, extra)
         dtype = self._result_type(reading)
-        made = tuple(self._output(name, index, dtype if i == 0 else None, outputs) for i, name in enumerate(proto.output))
+        made = tuple(
+            self._output(name, index, dtype if i == 0 else None, outputs) for i, name in enumerate(proto.output)
+        )
         captures = tuple(self._value(name, None, outputs) for name in self.captured[position])
         scope = proto.name.rpartition("/")[0]
         return Node(
@@ -206,9 +215,7 @@ class _Builder:
             reading.problem, captures,
         )  # fmt: skip
 
-    def _canonical(
-        self, proto: NodeProto, inputs: list[Value | None], attrs: dict[str, Any], extra: int
-    ) -> Canonical:
+    def _canonical(self, proto: NodeProto, inputs: list[Value | None], attrs: dict[str, Any], extra: int) -> Canonical:
         if proto.domain in DEFAULT_DOMAINS:
             return canonical(Raw(proto.op_type, inputs, attrs, extra, self.opset))
         op = f"{proto.domain}.{proto.op_type}".lower()
@@ -229,7 +236,7 @@ class _Builder:
         if constant is not None:
             self.constants[name] = constant
 
-    def _output(self, name: str, index: int, dtype: str | None, outputs: set[str]) -> Value:
+    def _output(self, name: str, index: int, dtype: str | None, outputs: Declared) -> Value:
         if not name:
             return Value("", index, ())
         constant = self.constants.get(name)
@@ -254,7 +261,12 @@ def _constant_node(proto: NodeProto, attrs: Mapping[str, Any]) -> Constant | Non
 
     if "value" in attrs:
         return constant_of(attrs["value"], None, name=proto.output[0])
-    for key, dtype in (("value_float", "float32"), ("value_int", "int64"), ("value_floats", "float32"), ("value_ints", "int64")):
+    for key, dtype in (
+        ("value_float", "float32"),
+        ("value_int", "int64"),
+        ("value_floats", "float32"),
+        ("value_ints", "int64"),
+    ):
         if key in attrs:
             array = np.asarray(attrs[key], dtype=dtype)
             return Constant(proto.output[0], array.shape, dtype, lambda: array)

@@ -1,0 +1,222 @@
+"""What the outputs of a graph are computed from: cones, depths, the PAN test and exclusive parts, in two sweeps.
+
+Invariant: a sweep visits each node once, in the order of the view, and keeps one bit per output; nothing recurses. What a
+body captures is read like any other value. Shape and Size hand on no elements: what is read only for its size is *needed*
+by an output, and is no part of what flows into it; depth, PAN and membership speak of the flow alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rewriter.graph.constants import FLOATS
+from rewriter.graph.view import Constant, Graph, Node, Value
+
+DEEPENING = frozenset({"conv", "conv_transpose", "linear", "matmul", "gemm"})
+"""A path is as long as it has of these."""
+
+SIZE_ONLY = frozenset({"shape", "size"})
+POOLS = frozenset({"avg_pool", "max_pool", "lppool"})
+
+# What hands every element on unchanged but for its type: converters to half precision put casts around a Resize.
+ELEMENTS_KEPT = frozenset({"identity", "dropout", "cast"})
+
+# Operators all of whose float constants are parameters, but for running statistics.
+WEIGHTED = DEEPENING | frozenset(
+    {"bn", "layer_norm", "instancenormalization", "groupnormalization", "prelu", "rmsnormalization"}
+)
+STATISTICS = frozenset({"mean", "var"})
+
+
+@dataclass(frozen=True)
+class Cones:
+    """Per node of `graph`, as bits over `outputs` (each value once).
+
+    `needed` says which outputs cannot do without the node, `flows` which its elements reach. `depth` is the longest path
+    in convs or linears up to and with the node; `pan` whether a bottom-up path after a top-down one leads to it; `alive`
+    whether elements of a graph input reach it.
+    """
+
+    graph: Graph
+    outputs: tuple[Value, ...]
+    needed: Sequence[int]
+    flows: Sequence[int]
+    depth: Sequence[int]
+    pan: Sequence[bool]
+    alive: Sequence[bool]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Cones:
+        outputs = tuple({value.name: value for value in graph.outputs}.values())
+        needed, flows = _backward(graph, outputs)
+        depth, pan, alive = _forward(graph)
+        return cls(graph, outputs, needed, flows, depth, pan, alive)
+
+    def bit(self, value: Value) -> int:
+        return self._bits[value.name]
+
+    def mask(self, values: Iterable[Value]) -> int:
+        found = 0
+        for value in values:
+            found |= self.bit(value)
+        return found
+
+    def values(self, mask: int) -> tuple[Value, ...]:
+        """The outputs of a mask, in the order of the model."""
+        return tuple(value for i, value in enumerate(self.outputs) if mask >> i & 1)
+
+    def computed(self, value: Value) -> bool:
+        """False for an output that is an input or a constant: no node works for it."""
+        return value.producer is not None and value.constant is None
+
+    def flows_into(self, value: Value) -> int:
+        """The other outputs that are computed from the elements of `value`."""
+        found = 0
+        for reader in value.readers:
+            if self.graph.nodes[reader].op not in SIZE_ONLY:
+                found |= self.flows[reader]
+        return found
+
+    def depth_of(self, value: Value) -> int:
+        return 0 if value.producer is None else self.depth[value.producer]
+
+    def pan_of(self, value: Value) -> bool:
+        return value.producer is not None and self.pan[value.producer]
+
+    def signatures(self, mask: int) -> set[int]:
+        """Which outputs of `mask` share nodes: one mask per kind of sharing, from nodes that carry the input's elements."""
+        return {flow & mask for flow, alive in zip(self.flows, self.alive, strict=True) if alive and flow & mask}
+
+    def exclusive(self, mask: int) -> list[Node]:
+        """The nodes that outputs of `mask` need and no other output does."""
+        return [n for n, m in zip(self.graph.nodes, self.needed, strict=True) if m and not m & ~mask]
+
+    def parameters(self, mask: int) -> int:
+        """Float elements of the stored tensors that only those nodes read as parameters, each tensor once."""
+        return sum(self.graph.values[name].constant.size for name in self.tensors(mask))  # type: ignore[union-attr]
+
+    def tensors(self, mask: int) -> list[str]:
+        """The names of those tensors."""
+        return [name for name, readers in self._parameter_readers.items() if not readers & ~mask]
+
+    @cached_property
+    def _bits(self) -> Mapping[str, int]:
+        return {value.name: 1 << i for i, value in enumerate(self.outputs)}
+
+    @cached_property
+    def _parameter_readers(self) -> Mapping[str, int]:
+        """Stored parameter -> the outputs that need a reader of it; one bit more stands for readers nobody needs."""
+        nobody = 1 << len(self.outputs)
+        found: dict[str, int] = {}
+        for node in self.graph.nodes:
+            for constant in parameter_constants(self.graph, node):
+                for name in stored(self.graph, constant):
+                    found[name] = found.get(name, 0) | (self.needed[node.index] or nobody)
+        return found
+
+
+def _backward(graph: Graph, outputs: Sequence[Value]) -> tuple[list[int], list[int]]:
+    bits = {value.name: 1 << i for i, value in enumerate(outputs)}
+    needed = [0] * len(graph.nodes)
+    flows = [0] * len(graph.nodes)
+    for node in reversed(graph.nodes):
+        need = flow = 0
+        for value in node.outputs:
+            own = bits.get(value.name, 0)
+            need, flow = need | own, flow | own
+            for reader in value.readers:
+                need |= needed[reader]
+                if graph.nodes[reader].op not in SIZE_ONLY:
+                    flow |= flows[reader]
+        needed[node.index], flows[node.index] = need, flow
+    return needed, flows
+
+
+def _forward(graph: Graph) -> tuple[list[int], list[bool], list[bool]]:
+    depth = [0] * len(graph.nodes)
+    topdown = [False] * len(graph.nodes)  # behind a Concat with something enlarged
+    pan = [False] * len(graph.nodes)
+    alive = [False] * len(graph.nodes)
+    for value in graph.inputs:
+        for reader in value.readers:
+            alive[reader] = graph.nodes[reader].op not in SIZE_ONLY
+    for node in graph.nodes:
+        i = node.index
+        depth[i] += node.op in DEEPENING
+        pan[i] = pan[i] or (topdown[i] and _halves(node))
+        topdown[i] = topdown[i] or _joins_enlarged(graph, node)
+        for reader in (r for value in node.outputs for r in value.readers):
+            if graph.nodes[reader].op not in SIZE_ONLY:
+                depth[reader] = max(depth[reader], depth[i])
+                topdown[reader] = topdown[reader] or topdown[i]
+                pan[reader] = pan[reader] or pan[i]
+                alive[reader] = alive[reader] or alive[i]
+    return depth, pan, alive
+
+
+def _halves(node: Node) -> bool:
+    """A conv or pool of stride 2 on every axis."""
+    strides = node.attrs.get("strides", ())
+    return (node.op == "conv" or node.op in POOLS) and len(strides) > 0 and all(stride == 2 for stride in strides)
+
+
+def _joins_enlarged(graph: Graph, node: Node) -> bool:
+    """A Concat on the channel axis with an operand that is directly a Resize (yolov9.md: through Unsqueeze, CBFuse would
+    count, and turn the answer round). −3 is the channel axis of images."""
+    if node.op != "concat" or node.attrs.get("axis") not in (1, -3):
+        return False
+    return any(_enlarged(graph, value) for value in node.data)
+
+
+def _enlarged(graph: Graph, value: Value) -> bool:
+    producer = graph.producer(value)
+    while producer is not None and producer.op in ELEMENTS_KEPT and producer.data:
+        producer = graph.producer(producer.data[0])
+    return producer is not None and producer.op == "resize"
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def parameter_constants(graph: Graph, node: Node) -> list[Constant]:
+    """The float constants that `node` reads as weight, bias, scale, shift or norm parameter."""
+    if node.op in ("scale", "shift"):
+        found = [c for c in node.consts.values() if _per_channel(c) or _bias_of_matmul(graph, node, c)]
+    elif node.op in WEIGHTED:
+        found = [c for role, c in node.consts.items() if role not in STATISTICS]
+        found += [value.constant for value in node.data if value.constant is not None]
+    else:
+        return []
+    return [constant for constant in found if constant.dtype in FLOATS and constant.size > 0]
+
+
+def _per_channel(constant: Constant) -> bool:
+    """One number per channel, with spatial axes behind; grids of anchors and lone factors are arithmetic."""
+    wide = [axis for axis, extent in enumerate(constant.shape) if extent != 1]
+    return len(wide) == 1 and 0 < len(constant.shape) - 1 - wide[0] <= 3 and wide[0] <= 1
+
+
+def _bias_of_matmul(graph: Graph, node: Node, constant: Constant) -> bool:
+    producer = graph.producer(node.data[0])
+    return producer is not None and producer.op == "matmul" and constant.shape[-1:] == (constant.size,)
+
+
+def stored(graph: Graph, constant: Constant) -> list[str]:
+    """The stored tensors behind a constant, through the nodes that compute it (an Identity, a Transpose, …)."""
+    found: list[str] = []
+    seen: set[str] = set()
+    stack = [constant.name]
+    while stack:
+        value = graph.values.get(stack.pop())
+        if value is None or value.name in seen or value.constant is None or value.constant.dtype not in FLOATS:
+            continue
+        seen.add(value.name)
+        producer = graph.producer(value)
+        if producer is None or producer.op == "constant":
+            found.append(value.name)
+        else:
+            stack.extend(v.name for v in producer.data)
+            stack.extend(c.name for c in producer.consts.values())
+    return found
