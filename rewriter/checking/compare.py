@@ -98,8 +98,9 @@ def passes(measured: Measured, tolerance: float | None) -> bool:
     return not measured.found.problem and measured.found.error <= allowed(measured, tolerance)
 
 
-def ill_conditioned(measured: Measured) -> bool:
-    return measured.own_taken_here and (measured.own or 0.0) > _ILL_CONDITIONED * measured.found.scale
+def ill_conditioned(sets: list[Measured]) -> bool:
+    largest = max(m.found.scale for m in sets)
+    return any(m.own is not None and m.own > _ILL_CONDITIONED * largest for m in sets)
 
 
 def judge(name: str, renamed: str, sets: list[Measured], tolerance: float | None, note: str) -> OutputCheck:
@@ -110,9 +111,8 @@ def judge(name: str, renamed: str, sets: list[Measured], tolerance: float | None
     if worst.found.problem:
         verdict = Verdict.FAILED
         notes.append(worst.found.problem)
-    elif any(m.found.error > 0 for m in sets) and tolerance is None and any(map(ill_conditioned, sets)):
+    elif any(m.found.error > 0 for m in sets) and tolerance is None and ill_conditioned(sets):
         verdict = Verdict.INCONCLUSIVE
-        worst = max(filter(ill_conditioned, sets), key=lambda m: _badness(m, tolerance))
         notes.append("the original changes by over 1 % of its largest value when its weights are off by one rounding")
     elif not passes(worst, tolerance):
         verdict = Verdict.FAILED

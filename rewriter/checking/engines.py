@@ -59,6 +59,7 @@ class OnnxRuntime:
 
     def __init__(self, upcast: bool = False) -> None:
         self._runtime: Any = importlib.import_module("onnxruntime")
+        self._runtime.disable_telemetry_events()  # for Windows; elsewhere the environment has said so already
         self._upcast = upcast
         self.name = f"onnxruntime {self._runtime.__version__}, CPUExecutionProvider, optimisation off"
         self.unit = 2.0**-24 if upcast else 0.0

@@ -159,5 +159,6 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "MALLOC_ARENA_MAX": "2",  # arenas reserve address space per thread, which the memory limit would count
         "PYTHONUNBUFFERED": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # else it reports models to its makers, and leaves files behind
         "ORT_LOAD_CONFIG_FROM_MODEL": "0",  # a model must not bring options for its own session
     }
