@@ -1,0 +1,203 @@
+"""A report as a person sees it in a terminal: what it was, what it is, what went and why, and how far that is sure.
+
+Invariant: every name goes through `escape`, and text reaches rich as `Text`, never as markup; the same report at the
+same width without colour gives the same characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from rewriter.checking.record import Verdict, Verification
+from rewriter.reporting import escape, figures, summary
+from rewriter.reporting.record import MatchRecord, OutputsDecision, Report
+
+VERDICT_STYLES = {
+    Verdict.OK: "green",
+    Verdict.INCONCLUSIVE: "bold yellow",
+    Verdict.FAILED: "bold red",
+    Verdict.NOT_VERIFIED: "bold yellow",
+}
+_NAME_LIMIT = 60  # in a table; JSON holds names whole
+
+
+class ReportText:
+    """The whole report; print it with a rich console."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        report = self.report
+        yield Text.assemble((name(report.model), "bold"), ": ", (summary.headline(report), "bold"))
+        yield from _decisions(report)
+        yield heading("Totals")
+        yield _totals(report)
+        yield from _operators(report)
+        yield from _matches(report)
+        yield from _refusals(report)
+        yield from _remarks(report)
+        yield heading("How sure")
+        if proof := summary.proof_line(report):
+            yield indent(Text(proof))
+        yield from verification(report.verification)
+        yield indent(Text(summary.end_line(report), style="" if report.end == "fixpoint" else "bold yellow"))
+
+
+def name(text: str) -> str:
+    return escape.name(text, _NAME_LIMIT)
+
+
+def heading(title: str) -> Text:
+    return Text(f"\n{title}", style="bold cyan")
+
+
+def indent(content: RenderableType) -> Padding:
+    return Padding(content, (0, 0, 0, 2))
+
+
+def table(*columns: str, numeric: tuple[str, ...] = ()) -> Table:
+    """A table without vertical lines; the columns named in `numeric` are aligned to the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
+    for column in columns:
+        made.add_column(Text(column), justify="right" if column in numeric else "left", overflow="fold")
+    return made
+
+
+def add(rows: Table, *cells: str | Text) -> None:
+    """A row of plain text: a `str` given to rich itself would be read as markup."""
+    rows.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _decisions(report: Report) -> Iterator[RenderableType]:
+    for decision in report.decisions:
+        if not decision.removed and not decision.votes:
+            continue
+        yield heading(f"Outputs ({name(decision.pattern)}, {escape.name(decision.how)})")
+        yield indent(_outputs(report, decision))
+        if decision.removed_nodes:
+            gone = figures.plural(decision.removed_nodes, "node")
+            lost = figures.plural(decision.removed_parameters, "parameter")
+            yield indent(Text(f"only the removed outputs needed {gone} with {lost}"))
+        if decision.votes:
+            votes = table("vote on (main, aux)", "says", "counts", "evidence")
+            for vote in decision.votes:
+                counts = "yes" if vote.counts else "no"
+                add(votes, name(vote.name), vote.value, counts, escape.plain(vote.detail))
+            yield indent(votes)
+
+
+def _outputs(report: Report, decision: OutputsDecision) -> RenderableType:
+    lines: list[Text] = []
+    for said, style, names in (("removed", "red", decision.removed), ("kept", "green", decision.kept)):
+        for output in names:
+            info = summary.output_info(report, output)
+            kind = f"  {escape.plain(info.dtype)}{escape.plain(figures.shape(info.shape))}" if info else ""
+            lines.append(Text.assemble((f"{said:<8}", style), name(output), (kind, "dim")))
+    return Group(*lines)
+
+
+def _totals(report: Report) -> RenderableType:
+    rows = table("", "before", "after", "change", numeric=("before", "after", "change"))
+    for row in summary.totals_rows(report.before, report.after):
+        add(rows, row.name, row.before, row.after, row.change)
+    return indent(rows)
+
+
+def _operators(report: Report) -> Iterator[RenderableType]:
+    rows, same = summary.changed_ops(report.before, report.after)
+    if not rows:
+        return
+    yield heading("Operators")
+    shown = table("operator", "before", "after", "change", numeric=("before", "after", "change"))
+    for row in rows:
+        add(shown, name(row.op), figures.count(row.before), figures.count(row.after), f"{row.after - row.before:+,}")
+    yield indent(shown)
+    if same:
+        yield indent(Text(f"{figures.plural(same, 'other operator')} as before", style="dim"))
+
+
+def _matches(report: Report) -> Iterator[RenderableType]:
+    groups = summary.match_groups(report)
+    if not groups:
+        return
+    yield heading("Rewrites")
+    for group in groups:
+        saved = "" if not group.saved_parameters else f", {figures.plural(group.saved_parameters, 'parameter')} saved"
+        became = f"{figures.plural(group.nodes, 'node')} → {figures.count(group.made)}"
+        yield indent(Text.assemble((name(group.pattern), "bold"), f"  {group.count:,} ×, {became}{saved}"))
+        for example in group.examples:
+            yield Padding(_example(example), (0, 0, 0, 4))
+        kinds = len(group.examples)
+        if kinds < group.count:
+            yield Padding(Text(f"… and {group.count - kinds:,} more", style="dim"), (0, 0, 0, 4))
+
+
+def _example(match: MatchRecord) -> Text:
+    left = f" (stays: {', '.join(map(name, match.leftovers))})" if match.leftovers else ""
+    return Text.assemble(f"{name(match.exit)}: ", (escape.plain(match.summary) + left, "dim"))
+
+
+def _refusals(report: Report) -> Iterator[RenderableType]:
+    groups = summary.refusal_groups(report)
+    if not groups and not report.shadowed and not report.covered:
+        return
+    yield heading("Left as it was")
+    for group in groups:
+        title = (f"{name(group.pattern)}, {escape.plain(group.code)}", "bold")
+        yield indent(Text.assemble(title, f"  {group.count:,} ×"))
+        for node, detail in group.examples:
+            yield Padding(Text.assemble(f"{name(node)}: ", (escape.plain(detail), "dim")), (0, 0, 0, 4))
+        if len(group.examples) < group.count:
+            yield Padding(Text(f"… and {group.count - len(group.examples):,} more", style="dim"), (0, 0, 0, 4))
+    for shadow in report.shadowed[: summary.EXAMPLES]:
+        covered = (
+            f"{name(shadow.pattern)} at {name(shadow.exit)}: covered by {name(shadow.by)} at {name(shadow.by_exit)}"
+        )
+        yield indent(Text(covered))
+    if (hidden := len(report.shadowed) - summary.EXAMPLES) > 0:
+        yield indent(Text(f"… and {hidden:,} more covered by another match", style="dim"))
+    if report.covered:
+        yield indent(
+            Text(f"{figures.plural(report.covered, 'match', 'matches')} wholly inside a larger one", style="dim")
+        )
+
+
+def _remarks(report: Report) -> Iterator[RenderableType]:
+    """What a user has to know to use the file: names that changed, and what was dead before and still is."""
+    if report.renamed:
+        yield heading("Renamed")
+        for old, new in report.renamed:
+            yield indent(Text(f"{name(old)} → {name(new)}"))
+    if report.dead_before:
+        shown = ", ".join(name(node) for node in report.dead_before[: summary.EXAMPLES])
+        more = ", …" if len(report.dead_before) > summary.EXAMPLES else ""
+        dead = figures.plural(len(report.dead_before), "node")
+        yield Text(f"\n{dead} that nothing read before any edit left in place: {shown}{more}", style="dim")
+
+
+def verification(found: Verification) -> Iterator[RenderableType]:
+    """The verdict, and per output the figures it rests on."""
+    yield indent(Text(escape.plain(summary.verdict_line(found)), style=VERDICT_STYLES[found.verdict]))
+    if not found.outputs:
+        return
+    rows = table("output", "error", "own error", "tolerance", "largest", "verdict", "worst input", numeric=_CHECKED)
+    for check in found.outputs:
+        label = check.name if check.renamed in ("", check.name) else f"{check.name} → {check.renamed}"
+        figures_shown = (check.error, check.own_error, check.tolerance, check.scale)
+        verdict = Text(check.verdict.value, style=VERDICT_STYLES[check.verdict])
+        note = f" ({escape.plain(check.note)})" if check.note else ""
+        where = Text(escape.plain(check.inputs) + note)
+        add(rows, Text(name(label)), *map(figures.error, figures_shown), verdict, where)
+    yield indent(rows)
+    if found.engine:
+        yield indent(Text(escape.plain(found.engine), style="dim"))
+
+
+_CHECKED = ("error", "own error", "tolerance", "largest")
