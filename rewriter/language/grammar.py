@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rewriter.errors import Reason
-from rewriter.graph.vocabulary import FOLD_KINDS, OPERATORS
+from rewriter.graph.vocabulary import OPERATORS
 from rewriter.language import names
 from rewriter.language.bodies import Scope, whole_body
+from rewriter.language.clauses import fold_kind, histogram, net_ops, outputs, param, reason
 from rewriter.language.expressions import expression
-from rewriter.language.functions import PARAM_KINDS
 from rewriter.language.lexer import Cursor, Token
 from rewriter.language.measure import Measure, measure
 from rewriter.language.netparser import net
@@ -26,10 +25,7 @@ from rewriter.language.syntax import (
     Chain,
     Expr,
     Fold,
-    Literal,
     Net,
-    NetChain,
-    NetOp,
     OutputsMatch,
     Param,
     Pattern,
@@ -38,23 +34,14 @@ from rewriter.language.syntax import (
     RefuseTest,
     RemoveOutput,
     ReplaceWith,
-    Role,
     Test,
-    Vote,
 )
 
 VERSION = 1
 """The newest version of the language that this package reads."""
 
 CLAUSES = ("doc", "paper", "priority", "param", "match", "where", "cost", "do", "test", "refuse")
-ROLES = ("named", "index", "deepest", "twin", "rest")
 ACTIONS = ("fold", "bypass", "remove-output", "replace")
-_LITERAL_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "int": int,
-    "number": (int, float),
-    "bool": bool,
-    "string": str,
-}
 
 
 @dataclass
@@ -179,7 +166,7 @@ def _clause(cursor: Cursor, scope: Scope, draft: _Draft) -> None:
         case "priority":
             draft.priority = cursor.integer("a whole number")
         case "param":
-            draft.params.append(_param(cursor))
+            draft.params.append(param(cursor))
         case "match":
             draft.match = _match(cursor, scope, word)
         case "where":
@@ -226,52 +213,9 @@ def _check_replacement(cursor: Cursor, match: BodyMatch, net_: Net) -> None:
             raise cursor.error(net_.pos, f"value '{name}' of the replacement is read by nothing")
 
 
-def net_ops(chain: NetChain) -> list[NetOp]:
-    """Every operator and value that a chain of a net names, in order."""
-    found: list[NetOp] = []
-    for item in chain.items:
-        if isinstance(item, NetOp):
-            found.append(item)
-        else:
-            found += [op for _, operand in item.operands for op in net_ops(operand)]
-    return found
-
-
-def _param(cursor: Cursor) -> Param:
-    name = cursor.name("the name of a parameter", fresh=True)
-    if name.text == "cost":
-        raise cursor.error(name.pos, "'cost' is a parameter of every pattern already")
-    cursor.expect(":", "param NAME: TYPE = VALUE")
-    kind = cursor.name("a type")
-    if kind.text not in PARAM_KINDS:
-        hint = nearest(kind.text, PARAM_KINDS) or f"there are {', '.join(PARAM_KINDS)}"
-        raise cursor.error(kind.pos, f"unknown type {kind}", hint)
-    cursor.expect("=")
-    return Param(name.text, kind.text, _param_value(cursor, kind.text), name.pos)
-
-
-def _param_value(cursor: Cursor, kind: str) -> Literal | tuple[Literal, ...]:
-    token = cursor.peek()
-    if kind in ("names", "globs"):
-        cursor.expect("[", f'{kind} are a list: [] or ["one", "two"]')
-        items: list[str] = []
-        while not cursor.accept("]"):
-            items.append(cursor.string("a name in quotes")[0])
-            if not cursor.at("]"):
-                cursor.expect(",")
-        return tuple(items)
-    if kind == "bool":
-        if token.text not in ("true", "false"):
-            raise cursor.unexpected("true or false")
-        return cursor.next().text == "true"
-    if kind == "string":
-        return cursor.string("a string")[0]
-    return cursor.integer("a whole number") if kind == "int" else cursor.number("a number")
-
-
 def _match(cursor: Cursor, scope: Scope, word: Token) -> BodyMatch | OutputsMatch:
     if cursor.at("outputs") and cursor.peek(1).text == "{":
-        return _outputs(cursor, word)
+        return outputs(cursor, word)
     exit_ = cursor.name("the name of the result, such as y", fresh=True)
     cursor.expect("=", "match y = x -> …")
     entry = cursor.name("the name of the input, such as x", fresh=True)
@@ -285,59 +229,14 @@ def _match(cursor: Cursor, scope: Scope, word: Token) -> BodyMatch | OutputsMatc
     return BodyMatch(exit_.text, entry.text, body, word.pos)
 
 
-def _outputs(cursor: Cursor, word: Token) -> OutputsMatch:
-    cursor.next()
-    cursor.expect("{")
-    roles: list[Role] = []
-    votes: list[Vote] = []
-    while not cursor.accept("}"):
-        token = cursor.peek()
-        if token.text in ("vote", "report-only") and cursor.peek(1).text != ":":
-            votes.append(_vote(cursor))
-        else:
-            roles.append(_role(cursor))
-        cursor.accept(";")
-    return OutputsMatch(tuple(roles), tuple(votes), word.pos)
-
-
-def _vote(cursor: Cursor) -> Vote:
-    silent = cursor.accept("report-only") is not None
-    cursor.expect("vote")
-    name = cursor.name("the name of a vote", fresh=True)
-    cursor.expect("=")
-    return Vote(name.text, expression(cursor), silent, name.pos)
-
-
-def _role(cursor: Cursor) -> Role:
-    name = cursor.name("a role or a vote", fresh=True)
-    cursor.expect(":", "a role is NAME: named PARAM, index(0), deepest, twin of NAME, or rest")
-    kind = cursor.name("what the role is")
-    match kind.text:
-        case "named":
-            return Role(name.text, "named", cursor.name("a parameter").text, name.pos)
-        case "twin":
-            cursor.expect("of")
-            return Role(name.text, "twin", cursor.name("a role").text, name.pos)
-        case "index":
-            cursor.expect("(")
-            index = cursor.integer("the number of an output")
-            cursor.expect(")")
-            return Role(name.text, "index", index, name.pos)
-        case "deepest" | "rest":
-            return Role(name.text, kind.text, None, name.pos)
-        case _:
-            hint = nearest(kind.text, ROLES) or f"there are {', '.join(ROLES)}"
-            raise cursor.error(kind.pos, f"unknown kind of role {kind}", hint)
-
-
 def _action(cursor: Cursor, draft: _Draft) -> Action:
     word = cursor.name("an action")
     match word.text:
         case "fold":
             cursor.expect("to")
-            kinds = [_fold_kind(cursor)]
+            kinds = [fold_kind(cursor)]
             while cursor.accept("or"):
-                kinds.append(_fold_kind(cursor))
+                kinds.append(fold_kind(cursor))
             return Fold(tuple(kinds), word.pos)
         case "bypass":
             return Bypass(word.pos)
@@ -353,14 +252,6 @@ def _action(cursor: Cursor, draft: _Draft) -> Action:
             raise cursor.error(word.pos, f"unknown action {word}", hint)
 
 
-def _fold_kind(cursor: Cursor) -> str:
-    token = cursor.name("what to fold to")
-    if token.text not in FOLD_KINDS:
-        hint = nearest(token.text, FOLD_KINDS) or f"there are {', '.join(FOLD_KINDS)}"
-        raise cursor.error(token.pos, f"nothing folds to {token}", hint)
-    return token.text
-
-
 def _test(cursor: Cursor, draft: _Draft, word: Token) -> None:
     title, pos = cursor.string(f"the name of the {word.text}")
     if title in draft.tests_seen:
@@ -370,33 +261,8 @@ def _test(cursor: Cursor, draft: _Draft, word: Token) -> None:
     model = net(cursor)
     if word.text == "test":
         cursor.expect("gives", "operators of a net are joined by '->', statements by ';'")
-        draft.tests.append(Test(title, model, _histogram(cursor), word.pos))
+        draft.tests.append(Test(title, model, histogram(cursor), word.pos))
     else:
         cursor.expect("because", "operators of a net are joined by '->', statements by ';'")
-        draft.refuses.append(RefuseTest(title, model, _reason(cursor), word.pos))
+        draft.refuses.append(RefuseTest(title, model, reason(cursor), word.pos))
     cursor.expect("}")
-
-
-def _histogram(cursor: Cursor) -> tuple[tuple[str, int], ...]:
-    found: dict[str, int] = {}
-    while True:
-        op = cursor.name("an operator")
-        if op.text not in OPERATORS:
-            raise cursor.error(op.pos, f"unknown operator {op}", nearest(op.text, OPERATORS))
-        if op.text in found:
-            raise cursor.error(op.pos, f"{op} is counted twice")
-        cursor.expect("=", f"write {op.text}=1")
-        pos = cursor.peek().pos
-        found[op.text] = cursor.integer("how many there are")
-        if found[op.text] < 1:
-            raise cursor.error(pos, "a count is at least 1", "what is not listed must not be there")
-        if not cursor.accept(","):
-            return tuple(found.items())
-
-
-def _reason(cursor: Cursor) -> Reason:
-    token = cursor.name("a reason")
-    if token.text not in [reason.value for reason in Reason]:
-        hint = nearest(token.text, [reason.value for reason in Reason]) or f"there are {', '.join(Reason)}"
-        raise cursor.error(token.pos, f"unknown reason {token}", hint)
-    return Reason(token.text)

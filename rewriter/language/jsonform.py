@@ -19,9 +19,10 @@ from typing import Any, cast
 from rewriter.errors import PatternError
 from rewriter.graph.vocabulary import FOLD_KINDS, OPERATORS
 from rewriter.language import syntax
+from rewriter.language.clauses import ROLES
 from rewriter.language.expressions import PRECEDENCE
 from rewriter.language.functions import FUNCTIONS, PARAM_KINDS
-from rewriter.language.grammar import ROLES, VERSION
+from rewriter.language.grammar import VERSION
 from rewriter.language.parser import parse
 from rewriter.language.printer import to_text
 from rewriter.language.source import clean

@@ -35,12 +35,14 @@ PRESETS = MappingProxyType(
 class LoadedPattern:
     """A pattern ready to be applied: `chains` are those it can name, `settings` the values that replace defaults.
 
-    `gated` says whether the cost gate is on; `--set cost=off` turns it off.
+    `source_path` is what messages and reports call its file, `file` is where that lies. `gated` says whether the cost
+    gate is on; `--set cost=off` turns it off.
     """
 
     pattern: Pattern
     chains: Mapping[str, Chain]
     source_path: str
+    file: Path
     sha256: str
     settings: Mapping[str, Literal | tuple[Literal, ...]] = field(
         default_factory=dict[str, "Literal | tuple[Literal, ...]"]
@@ -65,15 +67,13 @@ def find_pattern_files() -> list[Path]:
 
 def resolve(names: Sequence[str], cwd: Path | str = ".") -> list[LoadedPattern]:
     """The patterns behind `names` (of patterns, presets or files), each once, in the order they were first named."""
-    found: dict[tuple[str, str], LoadedPattern] = {}
-    by_name: dict[str, LoadedPattern] = {}
+    found: dict[str, LoadedPattern] = {}
     for name in names:
         for loaded in _resolve_one(name, Path(cwd)):
-            other = by_name.setdefault(loaded.name, loaded)
-            if other.source_path != loaded.source_path:
-                places = f"{clean(other.source_path)} and {clean(loaded.source_path)}"
+            other = found.setdefault(loaded.name, loaded)
+            if other.file != loaded.file:
+                places = f"{clean(str(other.file))} and {clean(str(loaded.file))}"
                 raise UsageError(f"pattern {quote(loaded.name)} is in two files: {places}; rename one of them")
-            found.setdefault((loaded.source_path, loaded.name), loaded)
     return list(found.values())
 
 
@@ -85,10 +85,11 @@ def load_file(path: Path, shown: str) -> list[LoadedPattern]:
             raise UsageError(f"cannot read the pattern file {clean(shown)}: {what}")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
+        file = path.resolve()
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else "the path is not valid"
         raise UsageError(f"cannot read the pattern file {clean(shown)}: {reason.lower()}") from None
-    return _load(data, shown)
+    return _load(data, shown, file)
 
 
 def shipped() -> dict[str, LoadedPattern]:
@@ -134,8 +135,8 @@ def _shipped() -> Mapping[str, LoadedPattern]:
     return MappingProxyType({item.name: item for item in loaded})
 
 
-def _load(data: bytes, shown: str) -> list[LoadedPattern]:
-    file = parse_bytes(data, shown)
-    chains = MappingProxyType({**prelude(), **{chain.name: chain for chain in file.chains}})
+def _load(data: bytes, shown: str, file: Path) -> list[LoadedPattern]:
+    tree = parse_bytes(data, shown)
+    chains = MappingProxyType({**prelude(), **{chain.name: chain for chain in tree.chains}})
     checksum = hashlib.sha256(data).hexdigest()
-    return [LoadedPattern(pattern, chains, shown, checksum) for pattern in file.patterns]
+    return [LoadedPattern(pattern, chains, shown, file, checksum) for pattern in tree.patterns]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewriter.language.grammar import net_ops
+from rewriter.language.clauses import net_ops
 from rewriter.language.measure import Measure, measure
 from rewriter.language.names import parts
 from rewriter.language.parser import prelude

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewriter.errors import FxRewriteError
-from rewriter.language.library import LoadedPattern, find_pattern_files
+from rewriter.language.library import LoadedPattern
 from rewriter.language.lint import histogram
 from rewriter.language.nets import build_net
 from rewriter.language.syntax import RefuseTest, Test
@@ -61,7 +60,7 @@ def _run(loaded: LoadedPattern, test: Test | RefuseTest, apply: Callable[[ModelP
     """Why a test failed; empty where it passed."""
     place = f"{loaded.source_path}:{test.pos.line}"
     try:
-        model = build_net(test.net, folder=folder_of(loaded))
+        model = build_net(test.net, folder=loaded.file.parent)
         outcome = apply(model, loaded)
     except FxRewriteError as problem:
         return f"{place}: {problem}"
@@ -95,9 +94,3 @@ def _judge_refusal(test: RefuseTest, outcome: Outcome) -> str:
 
 def _shown(histogram: Mapping[str, int]) -> str:
     return ", ".join(f"{op}={count}" for op, count in sorted(histogram.items())) or "no operator"
-
-
-def folder_of(loaded: LoadedPattern) -> Path:
-    """Where the nets of `file("…")` lie: beside the pattern file."""
-    shipped = {path.name: path for path in find_pattern_files()}
-    return shipped.get(loaded.source_path, Path(loaded.source_path)).parent
