@@ -180,7 +180,7 @@ def _mapped(constant: Constant, function: Callable[..., Any]) -> Constant:
         with np.errstate(all="ignore"):  # 1/0 becomes an infinity, which the algebra refuses by name
             return function(constant.floats())
 
-    return Constant(constant.name, constant.shape, constant.dtype, load)
+    return Constant(constant.name, constant.shape, constant.dtype, load, constant.stored)
 
 
 # --- what does nothing at inference ----------------------------------------------------------------------------------

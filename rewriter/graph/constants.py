@@ -8,6 +8,7 @@ Operators that are not listed here are simply not resolved: their results stay u
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def resolve(op: str, name: str, inputs: Sequence[Constant], attrs: Attrs) -> Con
     if rule is None or not inputs:
         return None
     try:
-        return rule(name, inputs, attrs)
+        made = rule(name, inputs, attrs)
+        return replace(made, made_of=tuple(dict.fromkeys(s for c in inputs for s in c.stored)))
     except (ValueError, IndexError, KeyError, TypeError):
         return None  # a malformed node is no constant; what needs it will refuse and say so
 

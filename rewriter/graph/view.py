@@ -23,13 +23,20 @@ class Constant:
     """A tensor whose elements are known without running the model.
 
     `name` is the value that holds it; `dtype` its stored element type ("float32", "float16", "bfloat16", "int64", …).
-    `load` gives the elements; an unrounded kernel of an earlier round is float64 whatever `dtype` says.
+    `load` gives the elements; an unrounded kernel of an earlier round is float64 whatever `dtype` says. `made_of` names
+    the stored tensors it is computed from; none means that it is stored itself.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Array]
+    made_of: tuple[str, ...] = ()
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The names of the stored tensors behind it."""
+        return self.made_of or (self.name,)
 
     @property
     def size(self) -> int:

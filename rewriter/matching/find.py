@@ -6,13 +6,14 @@ both are in reverse topological order of their anchors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Graph, Node, Value
-from rewriter.language.syntax import BodyMatch, Expr, Pattern
+from rewriter.language.printer import expression_text
+from rewriter.language.syntax import BodyMatch, Chain, Pattern
 from rewriter.matching import sums
 from rewriter.matching.predicates import attribute
 from rewriter.matching.program import Program, compile_body
@@ -87,7 +88,7 @@ def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
         false = next((clause for clause in query.pattern.where if not holds(clause, match.bindings)), None)
         if false is None:
             return match
-        refusal = Refusal(Reason.WHERE, match.region.name, f"{match.words}: {_shown(false)} is false")
+        refusal = Refusal(Reason.WHERE, match.region.name, f"{match.words}: {expression_text(false)} is false")
     return refusal
 
 
@@ -110,30 +111,30 @@ def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:
     return Match(query, region, labels, counts, reading.words)
 
 
-def query_of(pattern: Pattern, chains: Mapping[str, Any], params: Mapping[str, Any], cost_gate: bool) -> Query:
+def query_of(pattern: Pattern, chains: Mapping[str, Chain], params: Mapping[str, Any], cost_gate: bool) -> Query:
     """Compile a pattern with a body; outputs patterns have none and are not for this room's automata."""
     assert isinstance(pattern.match, BodyMatch)
     return Query(pattern, compile_body(pattern.match.body, chains), params, cost_gate)
 
 
-def _shown(expr: Expr) -> str:
-    from rewriter.language.printer import expression_text
+def select(
+    graph: Graph, matches: Sequence[Match], taken: Mapping[int, Match]
+) -> tuple[list[Match], list[tuple[Match, Match]]]:
+    """Disjoint matches, and each loser with the winner that covers it; `taken` are nodes that have an owner already.
 
-    return expression_text(expr)
-
-
-def select(matches: Sequence[Match], structure: Callable[[Match], str] | None = None) -> tuple[list[Match], list[tuple[Match, Match]]]:
-    """Disjoint matches, and each loser with the winner that covers it.
-
-    By priority, then interior size, then depth (nearest to the outputs first), then what it is in words; the order in
-    which patterns were given decides only between equal candidates (pattern-language.md, Semantics 8).
+    By priority, then interior size, then topological depth (nearest to the outputs first), then what was matched in words;
+    the order in which patterns were given decides only between equal candidates (pattern-language.md, Semantics 8).
     """
-    del structure
-    order = sorted(matches, key=_urgency)
-    owner: dict[int, Match] = {}
+    depths = _depths(graph)
+
+    def urgency(match: Match) -> tuple[int, int, int, str]:
+        region = match.region
+        return -match.query.pattern.priority, -len(region.nodes), -depths[region.nodes[-1].index], match.words
+
+    owner = dict(taken)
     winners: list[Match] = []
     losers: list[tuple[Match, Match]] = []
-    for match in order:
+    for match in sorted(matches, key=urgency):
         rival = next((owner[n.index] for n in match.region.nodes if n.index in owner), None)
         if rival is not None:
             losers.append((match, rival))
@@ -143,6 +144,10 @@ def select(matches: Sequence[Match], structure: Callable[[Match], str] | None = 
     return winners, losers
 
 
-def _urgency(match: Match) -> tuple[int, int, int, str]:
-    region = match.region
-    return -match.query.pattern.priority, -len(region.nodes), -region.nodes[-1].index, match.words
+def _depths(graph: Graph) -> list[int]:
+    """Of each node, the nodes on the longest path to it: the same however the file is ordered or named."""
+    depths: list[int] = []
+    for node in graph.nodes:
+        makers = [v.producer for v in (*node.data, *node.captures) if v.producer is not None]
+        depths.append(1 + max((depths[i] for i in makers), default=0))
+    return depths

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rewriter.errors import Reason
 from rewriter.graph.view import Constant, Node
 from rewriter.language.syntax import OpAtom, Predicate
 
@@ -59,9 +60,23 @@ def _scalar(op: str, left: Any, right: Any) -> bool:
     return bool(COMPARISONS[op](left, right))
 
 
-def failed(atom: OpAtom, node: Node) -> str | None:
+CODES: Mapping[str, Reason] = {
+    "value": Reason.VALUE,
+    "slope": Reason.VALUE,
+    "amount": Reason.VALUE,
+    "to": Reason.TYPE,
+    "from": Reason.TYPE,
+}
+"""What a false predicate is a refusal for; the others are conditions like those of a `where` clause."""
+
+
+def failed(atom: OpAtom, node: Node) -> tuple[Reason, str] | None:
     """The first predicate that is false, in words; None where all hold."""
-    return next((words for p in atom.predicates if (words := _failed(p, node)) is not None), None)
+    for predicate in atom.predicates:
+        words = _failed(predicate, node)
+        if words is not None:
+            return CODES.get(predicate.name, Reason.WHERE), words
+    return None
 
 
 def _failed(predicate: Predicate, node: Node) -> str | None:

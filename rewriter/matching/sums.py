@@ -117,7 +117,10 @@ def _sign_of(node: Node) -> int | None:
 
 
 def group(graph: Graph, step: SumStep, root: Value, *, leftovers: bool) -> Grouped | Refusal:
-    """The largest group of operands under one entry that fits the arms, by the reading that takes most operands."""
+    """The largest group of operands under one entry that fits the arms, by the reading that takes most operands.
+
+    `leftovers` allows operands that are in no arm: they stay, as `rest`.
+    """
     flat = flatten(graph, root)
     best: Grouped | None = None
     refusal: Refusal | None = None
@@ -131,36 +134,52 @@ def group(graph: Graph, step: SumStep, root: Value, *, leftovers: bool) -> Group
 
 
 def _group(graph: Graph, flat: Flat, arms: Sequence[Arm], root: Value, leftovers: bool) -> Grouped | Refusal:
-    candidates = _candidates(graph, flat, arms)
+    read = _read_operands(graph, flat, arms)
     by_entry: dict[str, tuple[Value, list[Candidate]]] = {}
-    for candidate in candidates:
+    for candidate in read.candidates:
         entry = candidate.walk.entry
         by_entry.setdefault(entry.name, (entry, []))[1].append(candidate)
-    order = _operand_order(flat, candidates)
-    refusal = _no_entry(flat, candidates, root)
+    order = _operand_order(flat, read.candidates)
+    refusal: Refusal | None = None
     for entry, readings in sorted(by_entry.values(), key=lambda found: _entry_rank(*found)):
+        if -_entry_rank(entry, readings)[0] < 2:
+            break  # no entry has two operands from here on
         assigned = assign(arms, readings, order)
         if isinstance(assigned, str):
-            refusal = Refusal(Reason.COUNT, root.name, f"from {entry.name}: {assigned}")
+            refusal = refusal or Refusal(Reason.COUNT, root.name, f"from {entry.name}: {assigned}")
             continue
         taken = {c.index for c in assigned}
         if len(taken) < len(flat.operands) and not leftovers:
             stays = next(o for i, o in enumerate(flat.operands) if i not in taken)
-            refusal = Refusal(Reason.ENTRY, root.name, f"operand {stays.value.name} does not start from {entry.name}")
+            detail = f"operand {stays.value.name} does not start from {entry.name}"
+            refusal = refusal or Refusal(Reason.ENTRY, root.name, detail)
             continue
         return _grouped(flat, arms, assigned, entry)
-    return refusal
+    return refusal or _no_entry(flat, read, root)
 
 
-def _candidates(graph: Graph, flat: Flat, arms: Sequence[Arm]) -> list[Candidate]:
-    """Every reading of every operand as some arm. Equal bodies are walked once per operand."""
-    found: list[Candidate] = []
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Every reading of every operand as some arm, and by operand what stopped the walk that got furthest."""
+
+    candidates: list[Candidate]
+    near_misses: list[tuple[int, Refusal]]  # (nodes that the walk had consumed, why it stopped)
+
+
+def _read_operands(graph: Graph, flat: Flat, arms: Sequence[Arm]) -> _Read:
+    read = _Read([], [])
     for index, operand in enumerate(flat.operands):
+        stopped: tuple[int, Refusal] | None = None
         for position, arm in enumerate(arms):
-            if arm.sign in (0, operand.sign):
-                walked = walking.walk(graph, arm.program, operand.value)
-                found += [Candidate(index, position, w) for w in walked.walks]
-    return found
+            if arm.sign not in (0, operand.sign):
+                continue
+            walked = walking.walk(graph, arm.program, operand.value)
+            read.candidates.extend(Candidate(index, position, w) for w in walked.walks)
+            if walked.near_miss is not None and (stopped is None or walked.depth > stopped[0]):
+                stopped = (walked.depth, walked.near_miss)
+        if stopped is not None:
+            read.near_misses.append(stopped)
+    return read
 
 
 def _entry_rank(entry: Value, readings: Sequence[Candidate]) -> tuple[int, int]:
@@ -294,11 +313,16 @@ def _grouped(flat: Flat, arms: Sequence[Arm], assigned: Sequence[Candidate], ent
     return Grouped(entry, tuple(nodes), tuple(labels), tuple(counts), f"sum of {', '.join(parts)}", rest)
 
 
-def _no_entry(flat: Flat, candidates: Sequence[Candidate], root: Value) -> Refusal:
-    """Why there is no group, at the level of the sum."""
+def _no_entry(flat: Flat, read: _Read, root: Value) -> Refusal:
+    """Why there is no group: an operand that is read elsewhere or made by something else, or entries that differ."""
+    escape = next((r for _, r in read.near_misses if r.code is Reason.ESCAPE), None)
+    if escape is not None:
+        return escape
+    if not any(c.walk.words for c in read.candidates) and read.near_misses:
+        return max(read.near_misses, key=lambda miss: miss[0])[1]
     words: dict[int, str] = {}
-    for c in candidates:
-        words.setdefault(c.index, f"{c.walk.entry.name} ({c.walk.words or 'pass'})")
+    for c in sorted(read.candidates, key=lambda c: len(c.walk.nodes)):
+        words[c.index] = f"{c.walk.entry.name} ({c.walk.words or 'pass'})"
     shown = " and ".join(words.get(i, o.value.name) for i, o in enumerate(flat.operands[:4]))
-    entries = len({c.walk.entry.name for c in candidates})
+    entries = len({c.walk.entry.name for c in read.candidates})
     return Refusal(Reason.ENTRY, root.name, f"{len(flat.operands)} operands from {entries} entries: {shown}")

@@ -134,7 +134,7 @@ class _Walker:
         if node.problem is not None:
             return self._missed(trail, Reason.VALUE, f"{node.op}: {node.problem}", 1)
         if (reason := failed(atom, node)) is not None:
-            return self._missed(trail, Reason.WHERE, f"{node.op}: {reason}", 1)
+            return self._missed(trail, reason[0], f"{node.op}: {reason[1]}", 1)
         if not self._free(trail):
             return self._missed(trail, Reason.ESCAPE, _escape(self.graph, trail.value), 1)
         if len(node.data) != 1 or len(node.outputs) < 1 or node.output is not trail.value:

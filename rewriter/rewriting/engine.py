@@ -1,0 +1,204 @@
+"""From patterns to a rewritten graph: outputs first, then rounds of disjoint matches until nothing is left to do.
+
+The one idea: each round matches on a snapshot, plans and proves disjoint rewrites, and applies them together; a match that
+is refused gives back what it shadowed in the same round. Every plan lowers the number of nodes, so the rounds end: at a
+fixpoint, or at the limit, and the outcome says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rewriter.errors import Refusal
+from rewriter.graph.view import Graph, Node
+from rewriter.language.library import LoadedPattern
+from rewriter.language.syntax import BodyMatch
+from rewriter.matching import outputs
+from rewriter.matching.find import Match, Query, find, query_of, select
+from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord
+from rewriter.rewriting.actions import Done, act
+from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
+from rewriter.rewriting.onnx_draft import OnnxDraft
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done and, where it is known, which share of it is behind (0 to 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the rewriting found and did; the draft holds the result."""
+
+    decisions: tuple[OutputsDecision, ...]
+    matches: tuple[MatchRecord, ...]
+    refusals: tuple[RefusalRecord, ...]
+    shadowed: tuple[ShadowRecord, ...]
+    covered: int
+    rounds: int
+    end: str
+
+
+def rewrite(
+    draft: OnnxDraft,
+    patterns: Sequence[LoadedPattern],
+    *,
+    keep_all: bool = False,
+    max_rounds: int = 100,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Apply `patterns` to `draft`; the order in which they are given decides nothing but exact ties.
+
+    Raises ChoiceError where an outputs pattern cannot tell which outputs are wanted.
+    """
+    tell = progress or (lambda _text, _share: None)
+    decisions, refusals = _settle_outputs(draft, patterns, keep_all)
+    queries = [query_of_loaded(p) for p in patterns if isinstance(p.pattern.match, BodyMatch)]
+    matches: list[MatchRecord] = []
+    shadowed: list[ShadowRecord] = []
+    covered, number, end = 0, 0, "fixpoint"
+    last: list[RefusalRecord] = []
+    while queries:
+        if number == max_rounds:
+            end = "limit"
+            break
+        number += 1
+        found = _Round(draft, draft.view(), number, tell).run(queries)
+        last = found.refusals
+        if not found.edits:
+            break
+        draft.apply(found.edits)
+        matches += found.matches
+        shadowed += found.shadowed
+        covered += found.covered
+    return Outcome(
+        tuple(decisions), tuple(matches), tuple(refusals + last), tuple(shadowed), covered, number, end
+    )
+
+
+def query_of_loaded(loaded: LoadedPattern) -> Query:
+    params = {p.name: loaded.value(p.name) for p in loaded.pattern.params}
+    return query_of(loaded.pattern, loaded.chains, params, loaded.gated)
+
+
+def _settle_outputs(
+    draft: OnnxDraft, patterns: Sequence[LoadedPattern], keep_all: bool
+) -> tuple[list[OutputsDecision], list[RefusalRecord]]:
+    """Outputs patterns come first: what dies with an output need not be folded."""
+    decisions: list[OutputsDecision] = []
+    refusals: list[RefusalRecord] = []
+    for loaded in patterns:
+        if isinstance(loaded.pattern.match, BodyMatch):
+            continue
+        graph = draft.view()
+        params = {p.name: loaded.value(p.name) for p in loaded.pattern.params}
+        decision = outputs.decide(graph, loaded.pattern, params, keep_all=keep_all)
+        if isinstance(decision, Refusal):
+            refusals.append(_refusal(loaded.name, decision))
+            continue
+        nodes, parameters = outputs.removal(graph, decision)
+        draft.apply([RemoveOutput(value.name) for value in decision.removed])
+        kept = tuple(value.name for value in decision.kept)
+        removed = tuple(value.name for value in decision.removed)
+        decisions.append(
+            OutputsDecision(loaded.name, kept, removed, decision.how, decision.votes, nodes, parameters)
+        )
+    return decisions, refusals
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round: what it decided so far. It edits nothing; its `edits` are applied together when it is over."""
+
+    draft: OnnxDraft
+    graph: Graph
+    number: int
+    tell: Progress
+    edits: list[Edit] = field(default_factory=list[Edit])
+    matches: list[MatchRecord] = field(default_factory=list[MatchRecord])
+    refusals: list[RefusalRecord] = field(default_factory=list[RefusalRecord])
+    shadowed: list[ShadowRecord] = field(default_factory=list[ShadowRecord])
+    covered: int = 0
+    owners: dict[int, Match] = field(default_factory=dict[int, Match])
+    rewired: set[str] = field(default_factory=set[str])
+    tried: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # (pattern, exit) that were refused
+
+    def run(self, queries: Sequence[Query]) -> _Round:
+        candidates: list[Match] = []
+        for query in queries:
+            candidates += self._found(query, None)
+        while candidates:
+            winners, losers = select(self.graph, candidates, self.owners)
+            refused: list[Match] = []
+            for done, match in enumerate(winners):
+                self.tell(f"round {self.number}: folding and proving", done / len(winners))
+                if not self._carry_out(match):
+                    refused.append(match)
+            candidates = self._released(refused, losers)
+        return self
+
+    def _found(self, query: Query, anchors: Sequence[int] | None) -> list[Match]:
+        results = find(self.graph, query, anchors)
+        self.refusals += [_refusal(query.name, r) for r in results if isinstance(r, Refusal)]
+        matches = [m for m in results if isinstance(m, Match)]
+        return [m for m in matches if (query.name, m.region.exit.name) not in self.tried]
+
+    def _carry_out(self, match: Match) -> bool:
+        done = act(self.graph, match, self.draft.fresh)
+        if isinstance(done, Refusal):
+            self.refusals.append(_refusal(match.query.name, done))
+            self.tried.add((match.query.name, match.region.exit.name))
+            return False
+        self.owners.update((node.index, match) for node in match.region.nodes)
+        touched = {name for e in done.plan.edits if isinstance(e, Rewire) for name in (e.old, e.new)}
+        if touched & self.rewired:
+            return True  # two renames of one value: this one waits for the next round
+        self.rewired |= touched
+        self.edits += done.plan.edits
+        self.matches.append(_record(match, done, self.number))
+        return True
+
+    def _released(self, refused: Sequence[Match], losers: Sequence[tuple[Match, Match]]) -> list[Match]:
+        """What the refused matches shadowed, and what else they cover, is free again."""
+        free: list[Match] = []
+        for match in refused:
+            inner = [node.index for node in match.region.nodes[:-1]]
+            free += self._found(match.query, inner)
+        for loser, winner in losers:
+            if any(winner is match for match in refused):
+                free.append(loser)
+            else:
+                self._shadow(loser, winner)
+        return free
+
+    def _shadow(self, loser: Match, winner: Match) -> None:
+        inside = {n.index for n in loser.region.nodes} <= {n.index for n in winner.region.nodes}
+        if inside:
+            self.covered += 1
+        else:
+            exits = loser.region.exit.name, winner.region.exit.name
+            self.shadowed.append(ShadowRecord(loser.query.name, exits[0], winner.query.name, exits[1]))
+
+
+def _refusal(pattern: str, refusal: Refusal) -> RefusalRecord:
+    return RefusalRecord(pattern, refusal.node, str(refusal.code), refusal.detail)
+
+
+def _record(match: Match, done: Done, number: int) -> MatchRecord:
+    region = match.region
+    return MatchRecord(
+        pattern=match.query.name,
+        round=number,
+        exit=region.exit.name,
+        entry=region.entry.name,
+        nodes=tuple(_name(node) for node in region.nodes),
+        summary=match.words,
+        made=done.plan.made,
+        leftovers=tuple(value.name for _, value in region.rest),
+        before=done.before,
+        after=done.after,
+        proof=done.proof,
+    )
+
+
+def _name(node: Node) -> str:
+    return node.name or node.output.name
