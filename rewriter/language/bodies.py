@@ -6,13 +6,14 @@ that may be empty, and stays within the limits with every chain written out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewriter.graph.vocabulary import DTYPES, OPERATORS, AttributeKind, Operator
 from rewriter.language.lexer import MAX_DEPTH, Cursor, Token
 from rewriter.language.measure import MAX_SIZE, Measure, measure, measure_atom
-from rewriter.language.source import nearest, quote
+from rewriter.language.source import an, nearest, quote
 from rewriter.language.syntax import (
     Atom,
     Body,
@@ -121,7 +122,9 @@ def _atom(cursor: Cursor, scope: Scope) -> Atom:
     if token.text in OPERATORS:
         return _operator(cursor, scope, token)
     if token.text not in scope.chains:
-        raise cursor.error(token.pos, f"unknown operator {token}", nearest(token.text, scope.words))
+        below = re.search(rf"\bchain\s+{token.text}\s*=", cursor.source.text)
+        hint = "a chain is defined above its first use" if below else nearest(token.text, scope.words)
+        raise cursor.error(token.pos, f"unknown operator {token}", hint)
     if cursor.at("["):
         raise cursor.error(cursor.peek().pos, "a chain takes no predicates", "write out the operator that is meant")
     return Call(token.text, _label(cursor, scope), token.pos)
@@ -170,7 +173,7 @@ def _predicate(cursor: Cursor, operator: Operator) -> Predicate:
     sign = cursor.accept(*COMPARISONS)
     if sign is None:
         if attribute.kind is not AttributeKind.FLAG:
-            raise cursor.error(token.pos, f"{token} is a {attribute.kind}, not a flag", f"write {token.text}=…")
+            raise cursor.error(token.pos, f"{token} is {an(attribute.kind)}, not a flag", f"write {token.text}=…")
         return Predicate(token.text, pos=token.pos)
     if attribute.kind is AttributeKind.FLAG:
         raise cursor.error(sign.pos, f"{token} is a flag and is not compared", f"write {token.text} alone")
@@ -186,7 +189,7 @@ def _value(cursor: Cursor, operator: Operator, kind: AttributeKind) -> Literal:
         names += DTYPES if kind is AttributeKind.TYPE else ()
         if token.text not in names:
             hint = nearest(token.text, names) or f"there are {', '.join(names)}"
-            raise cursor.error(token.pos, f"{token} is nothing that a {kind} can be compared with", hint)
+            raise cursor.error(token.pos, f"{token} cannot be compared with {an(kind)}", hint)
         return cursor.next().text
     if kind is AttributeKind.TYPE:
         raise cursor.unexpected("an element type")

@@ -216,9 +216,9 @@ def _check_replacement(cursor: Cursor, match: BodyMatch, net_: Net) -> None:
 def _match(cursor: Cursor, scope: Scope, word: Token) -> BodyMatch | OutputsMatch:
     if cursor.at("outputs") and cursor.peek(1).text == "{":
         return outputs(cursor, word)
-    exit_ = cursor.name("the name of the result, such as y", fresh=True)
+    exit_ = _end(cursor, scope, "the name of the result, such as y")
     cursor.expect("=", "match y = x -> …")
-    entry = cursor.name("the name of the input, such as x", fresh=True)
+    entry = _end(cursor, scope, "the name of the input, such as x")
     if entry.text == exit_.text:
         raise cursor.error(entry.pos, f"{entry} names both ends of the match", first=exit_.pos)
     cursor.expect("->", "match y = x -> …")
@@ -227,6 +227,15 @@ def _match(cursor: Cursor, scope: Scope, word: Token) -> BodyMatch | OutputsMatc
     if size.nullable:
         raise cursor.error(start.pos, "this can match nothing at all", "at least one item has to be there")
     return BodyMatch(exit_.text, entry.text, body, word.pos)
+
+
+def _end(cursor: Cursor, scope: Scope, what: str) -> Token:
+    """The name of one end of a match."""
+    token = cursor.name(what, fresh=True)
+    if token.text in scope.words:
+        message = f"{token} is an operator or chain, expected {what}"
+        raise cursor.error(token.pos, message, "match y = x -> … names both ends")
+    return token
 
 
 def _action(cursor: Cursor, draft: _Draft) -> Action:
@@ -241,7 +250,8 @@ def _action(cursor: Cursor, draft: _Draft) -> Action:
         case "bypass":
             return Bypass(word.pos)
         case "remove-output":
-            return RemoveOutput(cursor.name("a role").text, word.pos)
+            role = cursor.name("a role")
+            return RemoveOutput(role.text, role.pos)
         case "replace":
             cursor.expect("with")
             if not isinstance(draft.match, BodyMatch):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rewriter.graph.vocabulary import DTYPES, OPERATORS, AttributeKind
 from rewriter.language.functions import FUNCTIONS, PARAM_KINDS, WHOLES, Kind, Target
 from rewriter.language.measure import Measure, measure
-from rewriter.language.source import Source, nearest, quote
+from rewriter.language.source import Source, an, nearest, quote
 from rewriter.language.syntax import (
     Apply,
     Attribute,
@@ -98,7 +98,7 @@ class Names:
         kind = self.kind(expr, clause=clause)
         if kind is not Kind.BOOL:
             raise self.source.error(
-                expr.pos, f"'{clause}' wants a condition, this is a {kind}", "compare it with something"
+                expr.pos, f"'{clause}' wants a condition, this is {an(kind)}", "compare it with something"
             )
 
     def _side(self, side: Expr, expr: Binary, clause: str) -> Kind:
@@ -172,7 +172,7 @@ class Names:
 
     def _want(self, found: Kind, wanted: Kind, pos: Pos, operator: str, side: str = "right") -> None:
         if found is not wanted:
-            raise self.source.error(pos, f"'{operator}' wants a {wanted} on its {side}, found a {found}")
+            raise self.source.error(pos, f"'{operator}' wants {an(wanted)} on its {side}, found {an(found)}")
 
 
 def check(pattern: Pattern, measures: Mapping[str, Measure], source: Source) -> None:

@@ -74,6 +74,11 @@ def quote(text: str) -> str:
     return f"'{clean(text if len(text) <= 60 else text[:57] + '...')}'"
 
 
+def an(noun: str) -> str:
+    """A noun with its article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def _width(text: str) -> int:
     """Columns that `text` takes in a terminal."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
