@@ -1,8 +1,8 @@
 """What the outputs of a graph are computed from: cones, depths, the PAN test and exclusive parts, in two sweeps.
 
-Invariant: a sweep visits each node once, in the order of the view, and keeps one bit per output; nothing recurses. What a
-body captures is read like any other value. Shape and Size hand on no elements: what is read only for its size is *needed*
-by an output, and is no part of what flows into it; depth, PAN and membership speak of the flow alone.
+Invariant: a sweep visits each node once, in the order of the view, and keeps one bit per output; nothing recurses. What
+a body captures is read like any other value. Shape and Size hand on no elements: what is read only for its size is
+*needed* by an output, and is no part of what flows into it; depth, PAN and membership speak of the flow alone.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ STATISTICS = frozenset({"mean", "var"})
 class Cones:
     """Per node of `graph`, as bits over `outputs` (each value once).
 
-    `needed` says which outputs cannot do without the node, `flows` which its elements reach. `depth` is the longest path
-    in convs or linears up to and with the node; `pan` whether a bottom-up path after a top-down one leads to it; `alive`
-    whether elements of a graph input reach it.
+    `needed` says which outputs cannot do without the node, `flows` which its elements reach. `depth` is the longest
+    path in convs or linears up to and with the node; `pan` whether a bottom-up path after a top-down one leads to it;
+    `alive` whether elements of a graph input reach it.
     """
 
     graph: Graph
@@ -86,7 +86,7 @@ class Cones:
         return value.producer is not None and self.pan[value.producer]
 
     def signatures(self, mask: int) -> set[int]:
-        """Which outputs of `mask` share nodes: one mask per kind of sharing, from nodes that carry the input's elements."""
+        """Which outputs of `mask` share nodes that carry the input's elements: a mask per way of sharing."""
         return {flow & mask for flow, alive in zip(self.flows, self.alive, strict=True) if alive and flow & mask}
 
     def exclusive(self, mask: int) -> list[Node]:
@@ -163,8 +163,10 @@ def _halves(node: Node) -> bool:
 
 
 def _joins_enlarged(graph: Graph, node: Node) -> bool:
-    """A Concat on the channel axis with an operand that is directly a Resize (yolov9.md: through Unsqueeze, CBFuse would
-    count, and turn the answer round). −3 is the channel axis of images."""
+    """A Concat on the channel axis (−3 is the one of images) with an operand that is directly a Resize.
+
+    Through Unsqueeze, the CBFuse of YOLOv9 would count too, and turn the answer round (measured, yolov9.md).
+    """
     if node.op != "concat" or node.attrs.get("axis") not in (1, -3):
         return False
     return any(_enlarged(graph, value) for value in node.data)

@@ -17,7 +17,7 @@ from typing import Any
 
 from rewriter.graph.view import Value
 from rewriter.language.syntax import Apply, Binary, Expr, Name, Not, Number, Vote
-from rewriter.matching.cones import DEEPENING, Cones
+from rewriter.matching.cones import DEEPENING, Cones, parameter_constants
 from rewriter.matching.predicates import Reading
 from rewriter.matching.where import holds
 from rewriter.reporting.record import VoteRecord
@@ -59,7 +59,8 @@ class Facts:
     def macs(self) -> int:
         """Per output pixel: the weight elements that the nodes of this group alone multiply with."""
         nodes = (n for n in self.cones.exclusive(self.mask) if n.op in DEEPENING)
-        return sum(n.consts["weight"].size for n in nodes if "weight" in n.consts)
+        weights = (c for node in nodes for c in parameter_constants(self.cones.graph, node))
+        return sum(weight.size for weight in weights if len(weight.shape) > 1)
 
     @cached_property
     def segments(self) -> frozenset[str]:
@@ -204,7 +205,7 @@ def _parts(expr: Expr) -> Iterator[Expr]:
 
 
 def _figures(expr: Expr, pair: Pair, exchanged: Pair) -> str:
-    """The figures of a vote: "115 < 157", "pan(main) yes, pan(aux) no", "scope(aux): aux_head; scope(main): nothing"."""
+    """The figures of a vote: "115 < 157", "pan(main) yes, pan(aux) no", "scope(aux): aux; scope(main): nothing"."""
     match expr:
         case Binary("<" | "<=" | ">" | ">=" | "=" | "!=" as op, Apply() as left, Apply() as right):
             values = [pair.apply(side.function, side.argument) for side in (left, right)]
@@ -213,7 +214,9 @@ def _figures(expr: Expr, pair: Pair, exchanged: Pair) -> str:
             other = next((name for name in pair.roles if name != role), role)
             return f"scope({role}): {_some(pair.fitting(expr))}; scope({other}): {_some(exchanged.fitting(expr))}"
         case _:
-            leaves = dict.fromkeys(part for part in _parts(expr) if isinstance(part, Apply) and part.function != "scope")
+            leaves = dict.fromkeys(
+                part for part in _parts(expr) if isinstance(part, Apply) and part.function != "scope"
+            )
             facts = [f"{p.function}({p.argument}) {_shown(pair.apply(p.function, p.argument))}" for p in leaves]
             globs = [part for part in _parts(expr) if isinstance(part, Binary) and part.op == "~"]
             return ", ".join([*facts, *(_figures(part, pair, exchanged) for part in globs if part is not expr)])

@@ -1,0 +1,160 @@
+"""Outputs in groups, one per head: a decoded output with the raw maps inside its cone, or the raw maps of one head.
+
+Invariant: a group depends on the structure of the graph and on the declared types of its outputs, never on names or on
+the order of outputs. Where structure leaves open which maps belong together the group says so (`unclear`), and no vote
+is taken on it: maps that are split wrongly would be pruned wrongly (the coarsest map of one head is deeper than its
+finest, and only it has a bottom-up path).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeVar
+
+from rewriter.graph.view import Dim, Value
+from rewriter.matching.cones import Cones
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """`leaders` lie in no other output's cone, `members` are they and the outputs inside their cones."""
+
+    leaders: tuple[Value, ...]
+    members: tuple[Value, ...]
+    unclear: bool = False
+
+    @property
+    def name(self) -> str:
+        return ", ".join(value.name for value in self.leaders)
+
+
+def groups_of(cones: Cones) -> tuple[Group, ...]:
+    """Every output in at least one group; a raw map that two heads decode is in the groups of both."""
+    leaders = [value for value in cones.outputs if not cones.flows_into(value)]
+    found: list[Group] = []
+    for alike in components(leaders, twins):
+        parts = _heads(cones, alike)
+        whole = parts is None
+        found.extend(_group(cones, part, whole) for part in ([alike] if parts is None else parts))
+    return tuple(sorted(found, key=lambda group: cones.mask(group.leaders) & -cones.mask(group.leaders)))
+
+
+def siblings(cones: Cones, one: Group, other: Group) -> bool:
+    """True where a leading output of one group is the like of an output of the other."""
+    pairs = [(a, b) for a in one.leaders for b in other.members]
+    pairs += [(a, b) for a in one.members for b in other.leaders]
+    return any(a is not b and cones.computed(a) and cones.computed(b) and twins(a, b) for a, b in pairs)
+
+
+def components(items: Sequence[T], linked: Callable[[T, T], bool]) -> list[list[T]]:
+    """The connected parts of `items`, each in the order given, by their first."""
+    parent = list(range(len(items)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for a, b in combinations(range(len(items)), 2):
+        if root(a) != root(b) and linked(items[a], items[b]):
+            low, high = sorted((root(a), root(b)))
+            parent[high] = low
+    parts: dict[int, list[T]] = {}
+    for i, item in enumerate(items):
+        parts.setdefault(root(i), []).append(item)
+    return list(parts.values())
+
+
+def _group(cones: Cones, leaders: Sequence[Value], unclear: bool) -> Group:
+    led = cones.mask(leaders)
+    members = (v for v in cones.outputs if cones.bit(v) & led or cones.flows_into(v) & led)
+    return Group(tuple(leaders), tuple(members), unclear)
+
+
+def _heads(cones: Cones, alike: Sequence[Value]) -> list[list[Value]] | None:
+    """The leaders that could be each other's twins, by head; None where that cannot be told.
+
+    Outputs of one size are rivals: a head has one map per size. Nodes that no two rivals need belong to one head, and
+    what they feed belongs together. That is an answer only when every head then has one map for each map of every
+    other. Without rivals, what shares anything at all is taken for the levels of a single head.
+    """
+    if len(alike) == 1 or not all(cones.computed(value) for value in alike):
+        return [[value] for value in alike]
+    rivals: dict[int, int] = {cones.bit(value): 0 for value in alike}
+    for a, b in combinations(alike, 2):
+        same = same_size(a, b)
+        if same is None:
+            return None
+        if same:
+            rivals[cones.bit(a)] |= cones.bit(b)
+            rivals[cones.bit(b)] |= cones.bit(a)
+    links = [s for s in cones.signatures(cones.mask(alike)) if not any(s & bit and s & rivals[bit] for bit in rivals)]
+    parts = components(alike, lambda a, b: any(s & cones.bit(a) and s & cones.bit(b) for s in links))
+    if not any(rivals.values()):
+        return parts
+    masks = [cones.mask(part) for part in parts]
+    for mask, part in zip(masks, parts, strict=True):
+        for other in masks:
+            expected = 0 if mask == other else 1
+            if any((rivals[cones.bit(value)] & other).bit_count() != expected for value in part):
+                return None
+    return parts
+
+
+# --- declared types --------------------------------------------------------------------------------------------------
+
+
+def twins(a: Value, b: Value) -> bool:
+    """True where two outputs agree in element type, rank and channel (or class) extent, as far as is declared.
+
+    The first axis is the batch. Other extents may be equal, symbolic, or in one integer ratio; at least one has to be
+    known and equal. What is not declared agrees with nothing.
+    """
+    if a.dtype is None or a.dtype != b.dtype or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    pairs = list(zip(a.shape, b.shape, strict=True))[1:]
+    if not any(x is not None and x == y for x, y in pairs):
+        return False
+    unequal = [i for i, (x, y) in enumerate(pairs) if isinstance(x, int) and isinstance(y, int) and x != y]
+    return not unequal or _scaled(pairs, unequal)
+
+
+def _scaled(pairs: Sequence[tuple[Dim, Dim]], unequal: Sequence[int]) -> bool:
+    """True where the unequal axes are spatial, and all by one whole factor.
+
+    Several neighbouring axes are spatial wherever the channels stand. A single one may as well be the channels (boxes
+    and scores are [1, N, 4] and [1, N, 80]): it is spatial when it is longer than the axis that agrees, on both sides.
+    """
+    if len(pairs) < 2 or unequal[-1] - unequal[0] >= len(unequal):
+        return False
+    known = [(x, y) for x, y in (pairs[i] for i in unequal) if isinstance(x, int) and isinstance(y, int)]
+    if any(min(x, y) < 1 for x, y in known):
+        return False
+    if not (_one_ratio([(x, y) for x, y in known]) or _one_ratio([(y, x) for x, y in known])):
+        return False
+    if len(unequal) > 1:
+        return True
+    channels = [x for i, (x, y) in enumerate(pairs) if i not in unequal and x == y and isinstance(x, int)]
+    return len(pairs) == 2 and bool(channels) and max(channels) < min(*known[0])
+
+
+def _one_ratio(pairs: Sequence[tuple[int, int]]) -> bool:
+    return all(large % small == 0 for large, small in pairs) and len({large // small for large, small in pairs}) == 1
+
+
+def same_size(a: Value, b: Value) -> bool | None:
+    """Whether two twins have one size; None where symbols leave it open for what may be maps of different levels.
+
+    Below rank 4 there is no map to have levels: a length that is only symbolic counts as the same.
+    """
+    pairs = list(zip(a.shape or (), b.shape or (), strict=True))[1:]
+    if any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs):
+        return False
+    if len(pairs) < 3 or all(x is not None and x == y for x, y in pairs):
+        return True
+    return None

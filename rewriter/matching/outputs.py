@@ -1,0 +1,271 @@
+"""Which outputs of a graph stay and which go, by an outputs pattern: what the user named, or what the votes agree on.
+
+Invariant: an answer rests on names the user gave or on votes that agree; anything less is a `ChoiceError` with the
+candidates, the evidence and the words to type. What is named stays with the raw maps inside its cone, and nothing else
+does: `--keep` says what is wanted, of any kind. Without it only groups that have a like are in question at all.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from typing import Any
+
+from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
+from rewriter.graph.view import Graph, Value
+from rewriter.language.source import nearest
+from rewriter.language.syntax import OutputsMatch, Pattern, RemoveOutput, Role
+from rewriter.matching.cones import Cones
+from rewriter.matching.groups import Group, components, groups_of, siblings
+from rewriter.matching.predicates import attribute
+from rewriter.matching.votes import Facts, Pair, Table, Verdict, cast, verdict
+from rewriter.matching.where import Bindings, holds
+from rewriter.reporting.escape import plain
+from rewriter.reporting.figures import shape
+from rewriter.reporting.record import VoteRecord
+
+BY_VOTES, BY_KEEP, BY_KEEP_ALL, BY_PATTERN = "by votes", "by --keep", "by --keep all", "by the pattern"
+NOTHING = "nothing auxiliary"
+
+SHOWN_PAIRS = 12
+"""Pairs of groups whose votes a message lists."""
+
+SAID: Mapping[Verdict, str] = {
+    Verdict.SPLIT: "the votes contradict each other",
+    Verdict.ALONE: "only one vote speaks, and one alone is not enough",
+    Verdict.SILENT: "no vote on structure tells them apart",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What stays and what goes, both in the model's order; `table` holds the votes by pairs, `votes` all of them."""
+
+    kept: tuple[Value, ...]
+    removed: tuple[Value, ...]
+    how: str
+    votes: tuple[VoteRecord, ...] = ()
+    table: tuple[Table, ...] = ()
+
+
+def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_all: bool = False) -> Decision | Refusal:
+    """Which outputs `pattern` keeps and removes.
+
+    `params` hold the values of its parameters (declared ones where absent); `keep_all` says that every output is
+    wanted. Raises ChoiceError where the user has to say, UsageError for a name that is no output; a Refusal where the
+    pattern asks for what is not there.
+    """
+    if not isinstance(pattern.match, OutputsMatch) or not isinstance(pattern.action, RemoveOutput):
+        raise ValueError(f"{pattern.name} is no pattern of outputs")
+    values = {p.name: p.value for p in pattern.params} | dict(params)
+    return _Decider(Cones.of(graph), pattern, pattern.match, pattern.action.role, values).decide(keep_all)
+
+
+def removal(graph: Graph, decision: Decision) -> tuple[int, int]:
+    """How many nodes, and how many float parameters, only the removed outputs need."""
+    cones = Cones.of(graph)
+    mask = cones.mask(decision.removed)
+    return len(cones.exclusive(mask)), cones.parameters(mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decider:
+    cones: Cones
+    pattern: Pattern
+    match: OutputsMatch
+    removed_role: str
+    params: Mapping[str, Any]
+
+    def decide(self, keep_all: bool) -> Decision | Refusal:
+        unbound = Bindings({}, {}, self.params, attribute)
+        if not all(holds(clause, unbound) for clause in self.pattern.where):
+            return Refusal(Reason.WHERE, self.pattern.name, "its where clause is false")
+        if keep_all:
+            return Decision(self.cones.outputs, (), BY_KEEP_ALL)
+        role = self._role(self.removed_role)
+        if role.kind == "twin":
+            main = self._role(str(role.argument))
+            if main.kind == "named":
+                names = self._names(main)
+                return self._by_keep(names) if names else self._by_votes()
+            return self._by_role([main], None)
+        if role.kind == "rest":
+            return self._by_role([r for r in self.match.roles if r.name != role.name], None)
+        return self._by_role([], role)
+
+    # --- what the user named -----------------------------------------------------------------------------------------
+
+    def _by_keep(self, names: Sequence[str]) -> Decision:
+        named = self._outputs(names)
+        kept = self.cones.mask(named)
+        for value in self.cones.outputs:
+            if self.cones.flows_into(value) & self.cones.mask(named):
+                kept |= self.cones.bit(value)
+        return self._decision(kept, BY_KEEP, self._evidence(kept))
+
+    def _outputs(self, names: Iterable[str]) -> list[Value]:
+        known = {value.name: value for value in self.cones.outputs}
+        for name in names:
+            if name not in known:
+                hint = nearest(name, known)
+                there = ", ".join(map(plain, known))
+                raise UsageError(
+                    f"--keep {plain(shlex.quote(name))}: the model has no such output{f'; {hint}' if hint else ''}"
+                    f" (its outputs are {there})"
+                )
+        return [known[name] for name in names]
+
+    def _evidence(self, kept: int) -> list[Table]:
+        """The votes on groups that stay against groups that go, for the report: the user has decided."""
+        groups = groups_of(self.cones)
+        stay = [g for g in groups if self.cones.mask(g.leaders) & kept]
+        go = [g for g in groups if not self.cones.mask(g.members) & kept]
+        return [self._table(m, a) for m, a in product(stay, go) if siblings(self.cones, m, a)]
+
+    # --- what the votes say ------------------------------------------------------------------------------------------
+
+    def _by_votes(self) -> Decision:
+        groups = groups_of(self.cones)
+        unclear = next((g for g in groups if g.unclear), None)
+        if unclear is not None:
+            raise self._unclear(unclear, groups)
+        families = components(groups, lambda a, b: siblings(self.cones, a, b))
+        kept, tables = 0, list[Table]()
+        for family in families:
+            main, found = (family[0], []) if len(family) == 1 else self._main(family, groups)
+            kept |= self.cones.mask(main.members)
+            tables += found
+        return self._decision(kept, BY_VOTES if tables else NOTHING, tables)
+
+    def _main(self, family: Sequence[Group], groups: Sequence[Group]) -> tuple[Group, list[Table]]:
+        """The group that wins against every other of its family, which have to be its siblings, and the votes."""
+        lost: set[int] = set()
+        verdicts: list[Verdict] = []
+        pairs = list(combinations(family, 2))
+        tables = [self._table(a, b) for a, b in pairs]
+        for (a, b), table in zip(pairs, tables, strict=True):
+            said = verdict(self.match.votes, table.votes) if siblings(self.cones, a, b) else Verdict.SILENT
+            verdicts.append(said)
+            lost |= {id(b)} if said is Verdict.MAIN else {id(a)} if said is Verdict.AUX else {id(a), id(b)}
+        winners = [group for group in family if id(group) not in lost]
+        if len(winners) != 1:
+            raise self._choice(family, groups, tables, verdicts)
+        return winners[0], [self._table(winners[0], group) for group in family if group is not winners[0]]
+
+    def _table(self, main: Group, aux: Group) -> Table:
+        facts = Facts(self.cones, main.members), Facts(self.cones, aux.members)
+        others = [role.name for role in self.match.roles if role.name != self.removed_role]
+        pairs = [
+            Pair({**dict.fromkeys(others, one), self.removed_role: other}, self.params)
+            for one, other in (facts, facts[::-1])
+        ]
+        return Table(main.name, aux.name, cast(self.match.votes, pairs[0], pairs[1]))
+
+    # --- what the pattern says ---------------------------------------------------------------------------------------
+
+    def _by_role(self, mains: Sequence[Role], removed: Role | None) -> Decision | Refusal:
+        """Roles that find their group by themselves; votes that count still have to agree."""
+        groups = groups_of(self.cones)
+        picked: list[Group] = []
+        for role in mains if removed is None else [removed]:
+            group = self._pick(role, groups)
+            if isinstance(group, Refusal):
+                return group
+            picked += group
+        others = [g for g in groups if g not in picked]
+        if self._role(self.removed_role).kind == "twin":
+            others = [g for g in others if any(siblings(self.cones, g, p) for p in picked)]
+        stay, go = (picked, others) if removed is None else (others, picked)
+        if not go:
+            return Decision(self.cones.outputs, (), NOTHING)
+        if not stay:
+            return Refusal(Reason.COUNT, self.pattern.name, "it would remove every output")
+        tables = [self._table(m, a) for m, a in product(stay, go)] if self.match.votes else []
+        verdicts = [verdict(self.match.votes, table.votes) for table in tables]
+        counted = any(not vote.report_only for vote in self.match.votes)
+        if counted and any(said is not Verdict.MAIN for said in verdicts):
+            raise self._choice([*stay, *go], groups, tables, verdicts)
+        kept = self.cones.mask(v for g in groups if g not in go for v in g.members)
+        return self._decision(kept, BY_PATTERN, tables)
+
+    def _pick(self, role: Role, groups: Sequence[Group]) -> list[Group] | Refusal:
+        match role.kind:
+            case "named":
+                named = self._outputs(self._names(role))
+                return [g for g in groups if any(value in g.members for value in named)]
+            case "index":
+                position, outputs = int(role.argument or 0), self.cones.outputs
+                if not -len(outputs) <= position < len(outputs):
+                    return Refusal(Reason.COUNT, self.pattern.name, f"{role.name}: there is no output {position}")
+                return [g for g in groups if outputs[position] in g.members][:1]
+            case "deepest":
+                depths = [Facts(self.cones, group.members).depth for group in groups]
+                deepest = [g for g, depth in zip(groups, depths, strict=True) if depth == max(depths)]
+                if len(deepest) > 1:
+                    raise self._choice(deepest, groups, [], [])
+                return deepest
+            case _:
+                return Refusal(
+                    Reason.CHOICE, self.pattern.name, f"{role.name}: {role.kind} cannot say which outputs it means"
+                )
+
+    def _role(self, name: str) -> Role:
+        return next(role for role in self.match.roles if role.name == name)
+
+    def _names(self, role: Role) -> tuple[str, ...]:
+        found = self.params.get(str(role.argument), ())
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    def _decision(self, kept: int, how: str, tables: Sequence[Table]) -> Decision:
+        everything = self.cones.mask(self.cones.outputs)
+        votes = tuple(vote for table in tables for vote in table.votes)
+        if len(tables) > 1:  # say which pair each is about
+            named = [(f"{table.main} and {table.aux}", vote) for table in tables for vote in table.votes]
+            votes = tuple(replace(vote, detail=f"{pair}: {vote.detail}") for pair, vote in named)
+        return Decision(self.cones.values(kept), self.cones.values(everything & ~kept), how, votes, tuple(tables))
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def _choice(
+        self, family: Sequence[Group], groups: Sequence[Group], tables: Sequence[Table], verdicts: Sequence[Verdict]
+    ) -> ChoiceError:
+        open_ones = {said for said in verdicts if said in SAID}
+        first = next((said for said in SAID if said in open_ones), None)
+        why = SAID[first] if first is not None else "no group wins against all others"
+        return ChoiceError(self._message(why, family, groups, tables))
+
+    def _unclear(self, group: Group, groups: Sequence[Group]) -> ChoiceError:
+        lone = [Group((value,), (value,)) for value in group.leaders]
+        others = [g for g in groups if g is not group]
+        why = "they look like the maps of several heads, and the graph does not say which belong together"
+        return ChoiceError(self._message(why, lone, [*lone, *others], []))
+
+    def _message(self, why: str, family: Sequence[Group], groups: Sequence[Group], tables: Sequence[Table]) -> str:
+        outside = [g for g in groups if all(g is not candidate for candidate in family)]
+        lines = [f"{self.pattern.name}: which of these outputs are auxiliary is yours to say: {why}", "candidates:"]
+        for group in family:
+            facts = Facts(self.cones, group.members)
+            led = ", ".join(f"{plain(value.name)} {plain(shape(value.shape))}" for value in group.leaders)
+            inside = [
+                plain(value.name) for value in group.members if all(value is not leader for leader in group.leaders)
+            ]
+            extra = f" with {', '.join(inside)} inside" if inside else ""
+            lines.append(f"  {led}{extra}: depth {facts.depth}, {facts.params:,} parameters of its own")
+        if tables:
+            lines.append("votes:")
+        for table in tables[:SHOWN_PAIRS]:
+            lines.append(f"  {plain(table.main)} as main, {plain(table.aux)} as auxiliary:")
+            for vote in table.votes:
+                note = "" if vote.counts else " (does not count)"
+                lines.append(f"    {vote.name:<8} {vote.value:<7} {plain(vote.detail)}{note}")
+        if len(tables) > SHOWN_PAIRS:
+            lines.append(f"  … and {len(tables) - SHOWN_PAIRS} more pairs")
+        lines.append("say what to keep; every output that is not named goes, but for raw maps inside a kept one:")
+        lines += [f"  --keep {self._typed([group, *outside])}" for group in family]
+        return "\n".join([*lines, "  --keep all"])
+
+    def _typed(self, groups: Sequence[Group]) -> str:
+        mask = self.cones.mask(value for group in groups for value in group.leaders)
+        return plain(shlex.quote(",".join(value.name for value in self.cones.values(mask))))
