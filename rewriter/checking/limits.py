@@ -7,6 +7,7 @@ the budget is what the models cost, not what Python costs; what the system canno
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass, field
 
@@ -36,6 +37,8 @@ def restrict(limits: Limits) -> str:
         return "no memory limit on this system"
     import resource
 
+    if sys.platform == "linux":
+        _die_with_parent()
     _lower(resource.RLIMIT_CORE, 0)  # a core dump of a large model would fill the user's folder
     # Only a backstop for a child whose parent was killed outright: the parent measures wall time.
     _lower(resource.RLIMIT_CPU, int(limits.seconds * (os.cpu_count() or 1)) + 60)
@@ -45,6 +48,14 @@ def restrict(limits: Limits) -> str:
         used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     _lower(resource.RLIMIT_AS, used + limits.memory)
     return ""
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed outright cannot end us; on Linux the kernel does it."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))
 
 
 def _lower(which: int, value: int) -> None:

@@ -58,6 +58,7 @@ class Trial:
     found: Choices
     frontier: tuple[str, ...]
     say: Callable[[str], None]
+    unit: float  # u of what the weights are stored in, and of what the engine computes in
     notes: list[str] = field(default_factory=list[str])
     ran: list[Ran] = field(default_factory=list[Ran])
     varying: set[str] = field(default_factory=set[str])
@@ -75,7 +76,8 @@ def run(engine: Engine, request: Request, before: Net, after: Net, say: Callable
     found = choices(cut_before, list(pairs))
     there = value_names(cut_after.graph)
     frontier = tuple(name for name in found.frontier if name in there and name not in pairs)
-    trial = Trial(engine, request, cut_before, cut_after, found, frontier, say)
+    unit = max(perturb.roundoff(cut_before), engine.unit)
+    trial = Trial(engine, request, cut_before, cut_after, found, frontier, say, unit)
     dropped = len(before.graph.node) - len(cut_before.graph.node)
     if dropped:
         trial.notes.append(f"{dropped} nodes of the original that the compared outputs do not need were not run")
@@ -100,7 +102,8 @@ def run_original(trial: Trial, specs: Sequence[sizes.InputSpec]) -> None:
     """Fill `ran`: the first sizes that the original can run, on every kind of input that it can run there."""
     net = trial.before
     bound_specs, bound = sizes.bind(specs, trial.request.shapes)
-    read = set(input_names(net.graph))
+    # What only the other model reads is fed too, as long as the original declares it.
+    read = {*input_names(net.graph), *input_names(trial.after.graph)}
     used = tuple(spec for spec in bound_specs if spec.name in read)
     given = {name: array for name, array in trial.request.given.items() if name in read}
     _, from_given = sizes.bind(
@@ -158,19 +161,24 @@ def measure_own(trial: Trial, sets: Sequence[Ran], names: Sequence[str] | None =
     for seed in SEEDS:
         trial.say(f"the original's own error {seed}/{len(SEEDS)}")
         try:
-            session = trial.engine.open(perturb.perturbed(net, seed, trial.engine.unit))
-            for ran in sets:
-                outputs = session.run(ran.case.feeds)
-                for name in wanted:
-                    found = difference(ran.outputs[name], outputs[name])
-                    # A change of shape or of NaN says that rounding decides; no number bounds that.
-                    error = np.inf if found.problem else found.error
-                    key = (name, ran.case.label)
-                    trial.own[key] = max(trial.own.get(key, 0.0), error)
+            _measure_once(trial, net, seed, sets, wanted)
         except (CannotLoad, CannotRun):
             trial.own.update({(name, ran.case.label): np.inf for name in wanted for ran in sets})
             trial.notes.append("the original does not run with perturbed weights, so its own error is not known")
             return
+
+
+def _measure_once(trial: Trial, net: Net, seed: int, sets: Sequence[Ran], wanted: Sequence[str]) -> None:
+    """One perturbed run; a function of its own, so that its weights are gone before the next ones are made."""
+    session = trial.engine.open(perturb.perturbed(net, seed, trial.engine.unit))
+    for ran in sets:
+        outputs = session.run(ran.case.feeds)
+        for name in wanted:
+            found = difference(ran.outputs[name], outputs[name])
+            # A change of shape or of NaN says that rounding decides; no number bounds that.
+            error = np.inf if found.problem else found.error
+            key = (name, ran.case.label)
+            trial.own[key] = max(trial.own.get(key, 0.0), error)
 
 
 def run_other(trial: Trial) -> dict[str, list[Measured]]:
@@ -195,7 +203,7 @@ def measured(trial: Trial, name: str, ran: Ran, found: compare.Difference) -> Me
     anchors = (other for other in trial.ran if other.case.anchor and other.case.size == ran.case.size)
     own = max((trial.own.get((name, anchor.case.label), 0.0) for anchor in anchors), default=0.0)
     value = ran.outputs[name]
-    unit = max(perturb.roundoff(trial.before), trial.engine.unit, perturb.roundoff_of(value))
+    unit = max(trial.unit, perturb.roundoff_of(value))
     taken = here is not None
     return Measured(ran.case.label, found, max(own, here or 0.0), unit, taken)
 

@@ -184,6 +184,13 @@ def test_a_file_that_is_no_npz_and_one_given_twice_are_usage_errors(tmp_path: Pa
         verify(net, net, inputs=path, shapes={"x": (1, 3, 8, 8)})
 
 
+def test_an_input_that_only_the_other_model_still_reads_is_fed() -> None:
+    inputs = [nets.value("x", [4]), nets.value("z", [4])]
+    before = nets.model([nets.node("Identity", ["x"], "y")], inputs, [nets.value("y")])
+    nodes = [nets.node("Sub", ["z", "z"], "zero"), nets.node("Add", ["x", "zero"], "y")]
+    assert verify(before, nets.model(nodes, inputs, [nets.value("y")])).verdict is Verdict.OK
+
+
 def test_a_default_that_is_also_an_input_is_not_fed() -> None:
     net = nets.convs()
     net.ir_version = 3

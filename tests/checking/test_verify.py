@@ -331,3 +331,50 @@ def test_a_constant_in_a_body_may_lie_in_a_file_too(tmp_path: Path) -> None:
     net = nets.model(nodes, [nets.value("x", [6])], [nets.value("y")], {"yes": np.array(True)})
     plain = nets.model([nets.node("Add", ["x", "k"], "y")], [nets.value("x", [6])], [nets.value("y")], {"k": array})
     assert verify(net, plain, before_folder=tmp_path).verdict is Verdict.OK
+
+
+def odd_graphs() -> dict[str, onnx.ModelProto]:
+    """Graphs that are legal and that walks over graphs get wrong."""
+    x, y = [nets.value("x", [2, 3])], [nets.value("y")]
+    two = np.full((2, 3), 2, np.float32)
+    neg = nets.node("Neg", ["x"], "y")
+    body = helper.make_graph([nets.node("Add", ["x", "outer"], "b")], "body", [], [nets.value("b", [2, 3])])
+    function = helper.make_function(
+        "acme", "Twice", ["a"], ["b"], [nets.node("Add", ["a", "a"], "b")], [helper.make_opsetid("", 17)]
+    )
+    called = nets.model([nets.node("Twice", ["x"], "y", domain="acme")], x, y, domains=["acme"])
+    called.functions.append(function)
+    sparse = nets.model([nets.node("Mul", ["x", "s"], "y")], x, y)
+    values = numpy_helper.from_array(np.array([3.0, 4.0], np.float32), "s")
+    at = numpy_helper.from_array(np.array([0, 4], np.int64), "s_at")
+    sparse.graph.sparse_initializer.append(helper.make_sparse_tensor(values, at, [2, 3]))
+    captured = [
+        nets.node("Mul", ["x", "two"], "outer"),
+        nets.node("If", ["c"], "y", then_branch=body, else_branch=body),
+    ]
+    stale = nets.model([neg], x, [nets.value("y", [7, 7, 7])])
+    stale.graph.value_info.append(nets.value("y", [9]))
+    unused = helper.make_node("Dropout", ["x"], ["y", ""], "/drop")
+    return {
+        "an output that is an input": nets.model([neg], x, [*y, nets.value("x", [2, 3])]),
+        "an output that is a constant": nets.model([neg], x, [*y, nets.value("k", [2, 3])], {"k": two}),
+        "no inputs": nets.model([nets.node("Neg", ["k"], "y")], [], y, {"k": two}),
+        "an empty dimension": nets.model([neg], [nets.value("x", [0, 3])], y),
+        "a scalar": nets.model([neg], [nets.value("x", [])], y),
+        "unsorted nodes": nets.model([nets.node("Neg", ["t"], "y"), nets.node("Abs", ["x"], "t")], x, y),
+        "a value captured by a body": nets.model(captured, x, y, {"two": two, "c": np.array(False)}),
+        "a function": called,
+        "a sparse initializer": sparse,
+        "stale shapes": stale,
+        "an unused second output": nets.model([unused], x, y),
+        "an unused input": nets.model([neg], [*x, nets.value("z", [4])], y),
+        "a default": nets.model([nets.node("Clip", ["x", "", "two"], "y")], x, y, {"two": np.float32(2)}),
+    }
+
+
+@pytest.mark.parametrize("name", odd_graphs())
+def test_odd_graphs_equal_themselves(name: str) -> None:
+    net = odd_graphs()[name]
+    result = verify(net, net)
+    assert (result.verdict, result.reason) == (Verdict.OK, "")
+    assert len(result.outputs) == len(net.graph.output)
