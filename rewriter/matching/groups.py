@@ -36,7 +36,7 @@ def groups_of(cones: Cones) -> tuple[Group, ...]:
     """Every output in at least one group; a raw map that two heads decode is in the groups of both."""
     leaders = [value for value in cones.outputs if not cones.flows_into(value)]
     found: list[Group] = []
-    for alike in components(leaders, twins):
+    for alike in components(leaders, lambda a, b: cones.computed(a) and cones.computed(b) and twins(a, b)):
         parts = _heads(cones, alike)
         whole = parts is None
         found.extend(_group(cones, part, whole) for part in ([alike] if parts is None else parts))
@@ -83,8 +83,8 @@ def _heads(cones: Cones, alike: Sequence[Value]) -> list[list[Value]] | None:
     what they feed belongs together. That is an answer only when every head then has one map for each map of every
     other. Without rivals, what shares anything at all is taken for the levels of a single head.
     """
-    if len(alike) == 1 or not all(cones.computed(value) for value in alike):
-        return [[value] for value in alike]
+    if len(alike) == 1:
+        return [list(alike)]
     rivals: dict[int, int] = {cones.bit(value): 0 for value in alike}
     for a, b in combinations(alike, 2):
         same = same_size(a, b)

@@ -262,7 +262,9 @@ class _Decider:
                 lines.append(f"    {vote.name:<8} {vote.value:<7} {plain(vote.detail)}{note}")
         if len(tables) > SHOWN_PAIRS:
             lines.append(f"  … and {len(tables) - SHOWN_PAIRS} more pairs")
-        lines.append("say what to keep; every output that is not named goes, but for raw maps inside a kept one:")
+        lines.append(
+            "say what to keep, with commas between names; what is not named goes, but for raw maps inside what stays:"
+        )
         lines += [f"  --keep {self._typed([group, *outside])}" for group in family]
         return "\n".join([*lines, "  --keep all"])
 

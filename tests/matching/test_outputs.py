@@ -1,0 +1,403 @@
+"""Which outputs stay: by votes, by name, by role; and when the user is asked instead."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from fixtures.disguise import disguised
+from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
+from rewriter.graph.onnx import view
+from rewriter.graph.view import Value
+from rewriter.language.library import shipped
+from rewriter.language.parser import parse
+from rewriter.language.syntax import Pattern
+from rewriter.matching.groups import same_size, twins
+from rewriter.matching.outputs import Decision, decide, removal
+from tests.matching.heads import COARSE, FINE, POINTS, WIDTH, Detector, Net, dual, raw_maps
+
+AUX_PRUNE = shipped()["aux-prune"].pattern
+
+
+def pattern(roles: str, votes: str = "", action: str = "aux") -> Pattern:
+    text = 'fxrewrite 1\npattern p { doc "d" param keep: names = [] param scope: globs = ["aux*"]\n'
+    text += f"match outputs {{ {roles} {votes} }} do remove-output {action} }}"
+    return parse(text, "p.fxp").patterns[0]
+
+
+def choose(model: ModelProto, *keep: str, by: Pattern = AUX_PRUNE) -> Decision:
+    decision = decide(view(model), by, {"keep": keep} if keep else {})
+    assert isinstance(decision, Decision)
+    return decision
+
+
+def names(values: tuple[Value, ...]) -> list[str]:
+    return [value.name for value in values]
+
+
+def votes(decision: Decision) -> dict[str, tuple[str, str]]:
+    return {vote.name: (vote.value, vote.detail) for vote in decision.votes}
+
+
+# --- by votes --------------------------------------------------------------------------------------------------------
+
+
+def test_depth_and_pan_agree_on_the_main_output() -> None:
+    decision = choose(dual())
+    assert names(decision.kept) == ["second"] and names(decision.removed) == ["first"]
+    assert decision.how == "by votes"
+    # Convs up to the finest auxiliary map: stem, second level, top, merge, head; two more on the way down.
+    assert votes(decision)["depth"] == ("true", "5 < 7")
+    assert votes(decision)["pan"] == ("true", "pan(main) yes, pan(aux) no")
+    assert votes(decision)["scope"] == ("silent", "scope(aux): nothing; scope(main): nothing")
+    assert not next(vote for vote in decision.votes if vote.name == "params").counts
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_names_and_order_change_nothing(seed: int) -> None:
+    hidden = disguised(dual(raw=True), seed, shuffle_outputs=True)
+    plain = choose(dual(raw=True))
+    decision = choose(hidden.model)
+    assert set(names(decision.removed)) == {hidden.names[name] for name in names(plain.removed)}
+    assert names(decision.kept) == [o.name for o in hidden.model.graph.output if o.name in names(decision.kept)]
+    assert removal(view(hidden.model), decision) == removal(view(dual(raw=True)), plain)
+
+
+@pytest.mark.parametrize(("deeper", "why"), [(2, "only one vote speaks"), (3, "contradict"), (9, "contradict")])
+def test_a_deeper_auxiliary_head_is_never_taken_for_the_main_one(deeper: int, why: str) -> None:
+    assert names(choose(dual(aux_convs=1)).removed) == ["first"]
+    with pytest.raises(ChoiceError, match=why) as caught:
+        choose(dual(aux_convs=deeper))
+    assert caught.value.exit_code == 4
+
+
+def test_depth_alone_decides_nothing() -> None:
+    with pytest.raises(ChoiceError, match="only one vote speaks"):
+        choose(dual(main_convs=3, pan=False))
+
+
+def test_equal_structure_is_a_choice_with_everything_to_type() -> None:
+    with pytest.raises(ChoiceError) as caught:
+        choose(dual(pan=False))
+    message = str(caught.value)
+    assert "first [1, 8, 320]" in message and "second [1, 8, 320]" in message
+    assert re.search(r"depth +silent +5 < 5\n", message) and re.search(r"params .*\(does not count\)", message)
+    typed = re.findall(r"^  --keep (.*)$", message, re.MULTILINE)
+    assert typed == ["first", "second", "all"]
+    assert names(choose(dual(pan=False), typed[0]).removed) == ["second"]
+
+
+def test_names_to_type_are_quoted_for_a_shell_and_hold_what_is_not_in_question() -> None:
+    net = Net()
+    x = net.conv(net.image, 3)
+    outputs = [(net.conv(x, name=name), FINE) for name in ("it's; a", "b $c")]
+    outputs.append((net.conv(x, out=5, name="task"), (1, 5, 16, 16)))
+    model = net.model(outputs)
+    with pytest.raises(ChoiceError) as caught:
+        choose(model)
+    typed = [shlex.split(line)[1] for line in re.findall(r"^  (--keep .*)$", str(caught.value), re.MULTILINE)]
+    assert typed == ["it's; a,task", "b $c,task", "all"]
+    assert names(choose(model, *typed[1].split(",")).removed) == ["it's; a"]
+
+
+@pytest.mark.parametrize("pan", [True, False])
+def test_a_telling_scope_adds_a_vote(pan: bool) -> None:
+    model = dual(main_convs=0 if pan else 2, pan=pan)
+    flat = next(n for n in model.graph.node if n.output[0] == "first")
+    flat.name = "/model/aux_head/Concat"
+    decision = choose(model)
+    assert names(decision.removed) == ["first"]
+    assert votes(decision)["scope"] == ("true", "scope(aux): aux_head; scope(main): nothing")
+
+
+def test_a_scope_that_contradicts_or_stands_alone_is_a_choice() -> None:
+    model = dual()
+    next(n for n in model.graph.node if n.output[0] == "second").name = "/aux_head/Concat"
+    with pytest.raises(ChoiceError, match="contradict"):
+        choose(model)
+    model = dual(pan=False)
+    next(n for n in model.graph.node if n.output[0] == "first").name = "/aux_head/Concat"
+    with pytest.raises(ChoiceError, match="no vote on structure"):
+        choose(model)
+
+
+def three_heads(deepest_last: bool = True) -> ModelProto:
+    net = Detector()
+    inner = net.decoded([net.conv(x) for x in (net.conv(net.image, 3, stride=2),)], "inner")
+    outputs = [(net.decoded(net.aux, "middle"), POINTS), (inner, POINTS), (net.decoded(net.main, "outer"), POINTS)]
+    return net.model(outputs if deepest_last else outputs[::-1])
+
+
+@pytest.mark.parametrize("deepest_last", [True, False])
+def test_of_three_heads_one_wins_against_both_others(deepest_last: bool) -> None:
+    decision = choose(three_heads(deepest_last))
+    assert names(decision.kept) == ["outer"] and sorted(names(decision.removed)) == ["inner", "middle"]
+    assert {(table.main, table.aux) for table in decision.table} == {("outer", "inner"), ("outer", "middle")}
+    assert all(re.match("outer and (inner|middle): ", vote.detail) for vote in decision.votes)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_raw_maps_go_with_the_output_that_decodes_them() -> None:
+    model = dual(raw=True)
+    decision = choose(model)
+    declared = [output.name for output in model.graph.output]
+    assert names(decision.removed) == ["first", *declared[2:4]]
+    assert names(decision.kept) == ["second", *declared[4:]]
+    only_aux = removal(view(model), decision)
+    # top, merge and two heads; with the Resize, two Concats and two Reshapes. 8 to 8, 16 to 8, 8 to 8, 8 to 8 channels.
+    assert only_aux == (9, 9 * (64 + 128 + 64 + 64))
+
+
+def test_raw_maps_alone_are_grouped_by_what_only_they_share() -> None:
+    model, aux, main = raw_maps()
+    for seed in range(3):
+        hidden = disguised(model, seed, shuffle_outputs=True)
+        decision = choose(hidden.model)
+        assert set(names(decision.removed)) == {hidden.names[name] for name in aux}
+        assert set(names(decision.kept)) == {hidden.names[name] for name in main}
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_levels_of_one_head_are_left_alone(main: bool) -> None:
+    model, *_ = raw_maps(aux=not main, main=main)
+    decision = choose(model)
+    assert decision.removed == () and decision.how == "nothing auxiliary" and decision.votes == ()
+
+
+def test_maps_that_cannot_be_grouped_are_a_choice() -> None:
+    net = Detector()
+    model = net.model([(net.main[0], FINE), (net.main[1], COARSE), (net.aux[1], COARSE)])
+    with pytest.raises(ChoiceError, match="does not say which belong together"):
+        choose(model)
+    assert names(choose(model, net.main[0], net.main[1]).removed) == [net.aux[1]]
+
+
+def test_maps_of_symbolic_size_may_be_levels_and_are_a_choice() -> None:
+    net = Detector()
+    model = net.model([(net.main[0], (1, WIDTH, "h", "w")), (net.main[1], (1, WIDTH, "h2", "w2"))])
+    with pytest.raises(ChoiceError, match="does not say which belong together"):
+        choose(model)
+
+
+def test_an_output_that_feeds_another_belongs_to_it() -> None:
+    net = Net()
+    stage = net.convs(net.conv(net.image, 3), 2)
+    model = net.model([(stage, FINE), (net.convs(stage, 3), FINE)])
+    assert choose(model).how == "nothing auxiliary"
+
+
+def test_a_map_that_both_heads_decode_stays_with_the_one_that_stays() -> None:
+    net = Detector()
+    shared = net.conv(net.image, 3, stride=2)
+    outputs = [(net.decoded([*net.aux, shared], "first"), POINTS), (net.decoded([*net.main, shared], "second"), POINTS)]
+    decision = choose(net.model([*outputs, (shared, FINE)]))
+    assert names(decision.kept) == ["second", shared] and names(decision.removed) == ["first"]
+
+
+def test_a_map_that_is_only_measured_is_not_inside_the_cone() -> None:
+    net = Detector()
+    first = net.decoded(net.aux, "first")
+    size = net.add("Cast", [net.add("Size", [net.aux[1]])], to=TensorProto.FLOAT)
+    second = net.add("Mul", [net.decoded(net.main, ""), size], "second")
+    model = net.model([(first, POINTS), (second, POINTS), (net.aux[1], COARSE)])
+    decision = choose(model)
+    assert names(decision.removed) == ["first", net.aux[1]]
+    # The main output still needs what it measures: of the branch only the finest merge and head die with its output.
+    assert removal(view(model), decision)[1] == 9 * (128 + 64)
+
+
+# --- nothing to do ---------------------------------------------------------------------------------------------------
+
+
+def test_one_output_and_honest_tasks_are_left_alone() -> None:
+    net = Detector()
+    boxes, scores = net.conv(net.main[1], out=4, name="boxes"), net.conv(net.main[0], out=80, name="scores")
+    for outputs in ([(boxes, (1, 4, 8, 8))], [(boxes, (1, 4, 8, 8)), (scores, (1, 80, 16, 16))]):
+        decision = choose(net.model(outputs))
+        assert (decision.removed, decision.how) == ((), "nothing auxiliary")
+        assert removal(view(net.model(outputs)), decision) == (0, 0)
+
+
+def test_inputs_constants_and_repeated_outputs() -> None:
+    net = Detector()
+    outputs = [(net.decoded(net.aux, "first"), POINTS), (net.decoded(net.main, "second"), POINTS)]
+    anchors = net.add("Constant", [], "anchors", value=helper.make_tensor("v", TensorProto.FLOAT, [1, 8, 1], [0.0] * 8))
+    extra = [("image", (1, 3, 32, 32)), (anchors, (1, 8, 1)), ("second", POINTS)]
+    decision = choose(net.model([*outputs, *extra]))
+    assert names(decision.kept) == ["second", "image", "anchors"] and names(decision.removed) == ["first"]
+    lone = Net()
+    decision = choose(lone.model([("image", (1, 3, 32, 32)), (lone.conv("image", 3, 3), (1, 3, 32, 32))]))
+    assert decision.how == "nothing auxiliary"
+
+
+def test_a_body_that_captures_a_map_needs_it() -> None:
+    net = Detector()
+    first = net.decoded(net.aux, "first")
+    inner = [helper.make_node("Add", [net.aux[1], net.main[1]], ["sum"])]
+    info = helper.make_tensor_value_info("sum", TensorProto.FLOAT, list(COARSE))
+    flag = net.add("Constant", [], value=helper.make_tensor("v", TensorProto.BOOL, [], [True]))
+    branch = helper.make_graph(inner, "branch", [], [info])
+    second = net.add("If", [flag], "second", then_branch=branch, else_branch=branch)
+    graph = view(net.model([(first, POINTS), (second, COARSE), (net.aux[1], COARSE), (net.aux[0], FINE)]))
+    decision = decide(graph, AUX_PRUNE, {"keep": ["second"]})
+    assert isinstance(decision, Decision)
+    assert names(decision.kept) == ["second", net.aux[1]]
+    assert removal(graph, decision)[1] == 9 * (128 + 64)  # merge and finest head; the rest is captured
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+
+def test_keep_takes_precedence_over_votes_and_still_shows_them() -> None:
+    decision = choose(dual(raw=True), "first")
+    assert names(decision.kept)[0] == "first" and len(decision.kept) == 3
+    assert decision.how == "by --keep"
+    assert votes(decision)["depth"] == ("false", "7 < 5")
+
+
+def test_keep_means_what_it_names_and_the_raw_maps_inside() -> None:
+    net = Detector()
+    task = net.conv(net.main[1], out=4, name="task")
+    model = net.model([(net.decoded(net.main, "second"), POINTS), (net.main[0], FINE), (task, (1, 4, 8, 8))])
+    assert names(choose(model, "second").kept) == ["second", net.main[0]]
+    assert names(choose(model, net.main[0]).kept) == [net.main[0]]
+    assert choose(model, "second", "task").removed == ()
+
+
+def test_keep_all_removes_nothing() -> None:
+    decision = decide(view(dual(pan=False)), AUX_PRUNE, {}, keep_all=True)
+    assert isinstance(decision, Decision)
+    assert (decision.removed, decision.how) == ((), "by --keep all")
+
+
+def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"no such output; did you mean 'second'\? \(its outputs are first, second\)"):
+        choose(dual(), "secnd")
+
+
+# --- by role ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("roles", "removed"),
+    [
+        ("main: index(1) aux: twin of main", ["first"]),
+        ("main: index(-1) aux: rest", ["first"]),
+        ("main: deepest aux: twin of main", ["first"]),
+        ("main: deepest aux: rest", ["first"]),
+        ("aux: index(0)", ["first"]),
+        ("aux: named keep", []),
+    ],
+)
+def test_roles_that_find_their_group(roles: str, removed: list[str]) -> None:
+    decision = choose(dual(), by=pattern(roles))
+    assert names(decision.removed) == removed
+    assert decision.how == ("by the pattern" if removed else "nothing auxiliary")
+
+
+def test_votes_still_have_to_agree_with_a_role() -> None:
+    by = pattern("main: index(0) aux: twin of main", "vote depth = depth(aux) < depth(main)")
+    with pytest.raises(ChoiceError):
+        choose(dual(), by=by)
+
+
+def test_roles_that_find_nothing_are_refusals() -> None:
+    graph = view(dual())
+    for roles, reason in (("aux: index(5)", Reason.COUNT), ("main: rest aux: twin of main", Reason.CHOICE)):
+        refusal = decide(graph, pattern(roles), {})
+        assert isinstance(refusal, Refusal) and refusal.code is reason
+    with pytest.raises(ChoiceError):
+        choose(dual(pan=False), by=pattern("main: deepest aux: rest"))
+
+
+def test_a_role_that_would_take_every_output_is_refused() -> None:
+    net = Net()
+    model = net.model([(net.conv(net.image, 3), FINE)])
+    refusal = decide(view(model), pattern("aux: index(0)"), {})
+    assert isinstance(refusal, Refusal) and refusal.code is Reason.COUNT
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ((1, 84, 2100), (1, 84, 2100), True),
+        ((1, 84, 8400), (1, 84, 2100), True),  # one ratio
+        ((1, 2100, 84), (1, 8400, 84), True),  # channels last
+        ((1, 84, 2100), (1, 80, 2100), False),
+        ((1, 84, 2100), (1, 42, 2100), False),  # a ratio of channels is none of sizes
+        ((1, 300, 4), (1, 300, 80), False),  # boxes and scores
+        ((1, 21, 64, 64), (1, 21, 32, 32), True),
+        ((1, 21, 64, 64), (1, 21, 32, 16), False),  # two ratios
+        ((1, 21, 64, 64), (1, 21, 48, 48), False),
+        ((1, 64, 64, 21), (1, 32, 32, 21), True),
+        ((1, 3, 80, 80, 85), (1, 3, 40, 40, 85), True),
+        (("b", 84, "n"), ("b", 84, "m"), True),
+        (("b", None, "n"), ("b", None, "m"), False),  # nothing is known to agree
+        ((1, 1000), (1, 1000), True),
+        ((1, 1000), (1, 100), False),
+        ((1,), (1,), False),
+        ((1, 84, 2100), (1, 84, 2100, 1), False),
+        (None, (1, 84, 2100), False),
+    ],
+)
+def test_twins(one: tuple[int | str | None, ...] | None, other: tuple[int | str | None, ...], expected: bool) -> None:
+    a, b = (Value("x", 0, (), shape=shape, dtype="float32") for shape in (one, other))
+    assert twins(a, b) is expected and twins(b, a) is expected
+    assert not twins(a, Value("y", 0, (), shape=other, dtype="int64"))
+
+
+def test_sizes_that_only_symbols_tell_apart_stay_open() -> None:
+    def of(*dims: int | str | None) -> Value:
+        return Value("x", 0, (), shape=dims, dtype="float32")
+
+    assert same_size(of("b", 84, "n"), of("b", 84, "m")) is True
+    assert same_size(of("b", 84, "h", "w"), of("b", 84, "h", "w")) is True
+    assert same_size(of("b", 84, "h", "w"), of("b", 84, "h2", "w2")) is None
+    assert same_size(of("b", 84, "h", 8), of("b", 84, "h2", 4)) is False
+
+
+# --- exported models -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def export() -> Callable[[str], ModelProto]:
+    """A raw legacy export of a variant at a quarter of its width; torch comes with it."""
+    pytest.importorskip("torch")
+    cached = import_module("fixtures.cache").cached_export
+    load = import_module("onnx").load
+
+    def read(variant: str) -> ModelProto:
+        path: Path = cached(variant, "legacy", 64, width=0.25, calibrate=False, raw_outputs=True)
+        return load(path)
+
+    return read
+
+
+@pytest.mark.parametrize(("variant", "depths"), [("t", "115 < 157"), ("c", "96 < 109"), ("e", "107 < 210")])
+def test_yolov9_in_disguise(export: Callable[[str], ModelProto], variant: str, depths: str) -> None:
+    model = export(variant)
+    hidden = disguised(model, 7, shuffle_outputs=True)
+    decision = choose(hidden.model)
+    declared = [output.name for output in model.graph.output]
+    aux, main = [declared[0], *declared[2:5]], [declared[1], *declared[5:8]]
+    assert set(names(decision.removed)) == {hidden.names[name] for name in aux}
+    assert set(names(decision.kept)) == {hidden.names[name] for name in main}
+    assert votes(decision)["depth"] == ("true", depths)
+    assert votes(decision)["pan"] == ("true", "pan(main) yes, pan(aux) no")
+    assert votes(decision)["scope"][0] == "silent"
+    del model.graph.output[:2]
+    decision = choose(model)  # raw maps alone
+    assert names(decision.removed) == declared[2:5]
+    del model.graph.output[:3]
+    assert choose(model).how == "nothing auxiliary"
