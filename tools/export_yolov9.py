@@ -16,7 +16,7 @@ NAMES = ("n", "t", "s", "m", "c", "e")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="export_yolov9.py", description=__doc__.splitlines()[0])
+    made = argparse.ArgumentParser(prog="export_yolov9.py", description="Export one of our YOLOv9 training forms.")
     made.add_argument("variant", choices=NAMES, metavar="VARIANT", help="n (ours, tiny), t, s, m, c or e")
     made.add_argument("--form", choices=FORMS, default="legacy", help="which exporter, default legacy")
     made.add_argument("--size", type=int, default=320, help="input height and width, a multiple of 32; default 320")
