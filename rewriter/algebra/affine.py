@@ -134,7 +134,8 @@ class Affine:
             return outer
         grouped = outer.kernel.reshape(outer.groups, -1, *outer.kernel.shape[1:])  # (group, out, in, *window)
         along = (outer.groups, 1, -1, *(1,) * outer.rank)
-        moved = np.einsum("goi...,gi->go", grouped, term.reshape(outer.groups, -1)).reshape(-1)
+        taken = grouped.reshape(*grouped.shape[:3], -1).sum(axis=-1)  # what one output takes of each input in all
+        moved = np.matmul(taken, term.reshape(outer.groups, -1, 1)).reshape(-1)
         kernel = (grouped * factor.reshape(along)).reshape(outer.kernel.shape)
         return replace(outer, kernel=kernel, bias=outer.bias + moved)
 

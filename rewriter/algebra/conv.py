@@ -145,7 +145,7 @@ def _lost(affine: Affine, dtype: str, at: str) -> Refusal | None:
     form = FORMATS[dtype]
     weights = np.abs(affine.kernel).reshape(affine.outputs, -1).max(axis=1)
     bias = np.abs(affine.bias)
-    largest = float(max(weights.max(), bias.max()))
+    largest = float(np.maximum(weights, bias).max())  # NaN where anything is
     if not largest < form.overflow:
         return Refusal(Reason.VALUE, at, f"folded, a weight of {largest:g} would overflow {dtype}")
     size = np.where(weights > 0, weights, bias)

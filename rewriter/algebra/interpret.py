@@ -121,19 +121,29 @@ def _apply(node: Node, terms: Mapping[str, Term], size: Size) -> Term | Refusal:
     read = [terms[value.name] for value in node.data]
     if node.op in SUMS:
         return _sum(name, SUMS[node.op](len(read)), read, size)
-    if node.op in TRANSPARENT:
+    if len(read) == 1 and node.op in TRANSPARENT and TRANSPARENT[node.op](node):
         return read[0]
-    if node.op == "cast":
-        same = node.attrs["to"] == node.attrs["from"]
-        return read[0] if same else Refusal(Reason.TYPE, name, "changes the element type")
     rule = RULES.get(node.op)
     if rule is None or len(read) != 1:
-        return Refusal(Reason.OP, name, f"{node.op} is not folded")
+        reason = Reason.TYPE if node.op == "cast" else Reason.OP
+        return Refusal(reason, name, f"{node.op} is not an affine map that folds")
     (term,) = read
-    if term.open or term.map is None:
+    if term.open and not _keeps_leftovers(node, term):
         return Refusal(Reason.OP, name, "a leftover of the sum goes through it")
+    if term.map is None:
+        return term
     result = rule(node, term.map)
-    return result if isinstance(result, Refusal) else Term(result)
+    return result if isinstance(result, Refusal) else Term(result, term.open)
+
+
+def _keeps_leftovers(node: Node, term: Term) -> bool:
+    """Whether it hands a leftover on with sign + or -, as flattened sums do; which sign, the proof checks."""
+    if node.op == "shift":
+        return term.map is not None
+    if node.op != "scale":
+        return False
+    factor = tensor(node, "factor")
+    return not isinstance(factor, Refusal) and bool((factor == 1).all() or (factor == -1).all())
 
 
 def _sum(name: str, signs: tuple[int, ...], read: list[Term], size: Size) -> Term | Refusal:
@@ -204,4 +214,11 @@ SUMS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
 }
 """The sign of each operand."""
 
-TRANSPARENT = frozenset({"identity", "dropout"})
+TRANSPARENT: Mapping[str, Callable[[Node], bool]] = {
+    "identity": lambda node: True,
+    "dropout": lambda node: True,
+    "cast": lambda node: node.attrs["to"] is not None and node.attrs["to"] == node.attrs["from"],
+    "pad": lambda node: node.attrs.get("amount") == 0,
+    "leaky_relu": lambda node: node.attrs.get("slope") == 1,
+}
+"""When an op hands its operand on as it is."""

@@ -1,0 +1,95 @@
+"""A slow second opinion: every op by its definition, one output position and one tap at a time, in float64.
+
+It shares nothing with rewriter.algebra, neither the maps nor the proof; one test compares it with torch.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.algebra import ConvForm
+from rewriter.graph.view import Node
+from rewriter.matching.region import Region
+
+Array = npt.NDArray[np.float64]
+
+
+def convolve(
+    x: Array,
+    weight: Array,
+    strides: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    dilations: tuple[int, ...],
+    groups: int,
+) -> Array:
+    sizes, window = x.shape[2:], weight.shape[2:]
+    axes = range(len(sizes))
+    reach = [dilations[a] * (window[a] - 1) + 1 for a in axes]
+    out = [(sizes[a] + sum(pads[a]) - reach[a]) // strides[a] + 1 for a in axes]
+    outs, ins = len(weight) // groups, weight.shape[1]
+    y = np.zeros((len(x), len(weight), *out))
+    for position in product(*map(range, out)):
+        for tap in product(*map(range, window)):
+            at = [position[a] * strides[a] - pads[a][0] + dilations[a] * tap[a] for a in axes]
+            if any(not 0 <= at[a] < sizes[a] for a in axes):
+                continue
+            for g in range(groups):
+                rows, columns = slice(g * outs, (g + 1) * outs), slice(g * ins, (g + 1) * ins)
+                kernel = weight[(rows, slice(None), *tap)]
+                y[(slice(None), rows, *position)] += x[(slice(None), columns, *at)] @ kernel.T
+    return y
+
+
+def along(values: Array, x: Array) -> Array:
+    return values.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def evaluate(node: Node, data: list[Array]) -> Array:
+    consts = {role: constant.floats() for role, constant in node.consts.items()}
+    x, attrs = data[0], node.attrs
+    match node.op:
+        case "conv":
+            y = convolve(x, consts["weight"], attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"])
+            return y + along(consts["bias"], y) if "bias" in consts else y
+        case "bn":
+            centred = (x - along(consts["mean"], x)) / np.sqrt(along(consts["var"], x) + attrs["eps"])
+            return centred * along(consts["scale"], x) + along(consts["bias"], x)
+        case "scale":
+            return x * consts["factor"]
+        case "shift":
+            return attrs["sign"] * x + consts["term"]
+        case "add" | "sum":
+            return np.sum(np.stack(data), axis=0)
+        case "sub":
+            return data[0] - data[1]
+        case "neg":
+            return -x
+        case _:
+            return x
+
+
+def run(region: Region, x: Array, rest: dict[str, Array] | None = None) -> Array:
+    values = {region.entry.name: x, **(rest or {})}
+    for node in region.nodes:
+        values[node.output.name] = evaluate(node, [values[value.name] for value in node.data])
+    return values[region.exit.name]
+
+
+def apply(conv: ConvForm, x: Array) -> Array:
+    y = convolve(x, conv.kernel, conv.strides, conv.pads, conv.dilations, conv.groups)
+    return y if conv.bias is None else y + along(conv.bias, y)
+
+
+def same(region: Region, conv: ConvForm, sizes: list[tuple[int, ...]], seed: int = 0) -> bool:
+    """Whether conv computes what the region does, borders included."""
+    rng = np.random.default_rng(seed)
+    channels = conv.kernel.shape[1] * conv.groups
+    for size in sizes:
+        x = rng.standard_normal((2, channels, *size))
+        expected, found = run(region, x), apply(conv, x)
+        if expected.shape != found.shape or not np.allclose(found, expected, rtol=1e-11, atol=1e-11):
+            return False
+    return True
