@@ -80,7 +80,8 @@ def find(graph: Graph, query: Query, anchors: Iterable[int] | None = None) -> li
 def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
     """The longest match whose exit `node` makes; None where nothing but its operator fits."""
     walked = walk(graph, query.program, node.output, outermost=True)
-    refusal = walked.near_miss if walked.depth > 0 or _is_sum_pattern(query) else None
+    near = walked.met_sum if "sum" in query.program.first_ops() else walked.depth > 0
+    refusal = walked.near_miss if near else None
     for reading in sorted(walked.walks, key=lambda w: -len(w.nodes)):
         match = _match(query, node.output, reading)
         if match is None:
@@ -90,10 +91,6 @@ def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
             return match
         refusal = Refusal(Reason.WHERE, match.region.name, f"{match.words}: {expression_text(false)} is false")
     return refusal
-
-
-def _is_sum_pattern(query: Query) -> bool:
-    return "sum" in query.program.first_ops()
 
 
 def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:

@@ -53,6 +53,7 @@ class Walked:
     walks: tuple[Walk, ...]
     near_miss: Refusal | None
     depth: int  # nodes that the furthest failing walk had consumed
+    met_sum: bool  # some way led to a sum where the program wants one
 
 
 def walk(graph: Graph, program: Program, start: Value, *, outermost: bool = False) -> Walked:
@@ -73,7 +74,7 @@ def walk(graph: Graph, program: Program, start: Value, *, outermost: bool = Fals
         if state == program.accept:
             found.setdefault(trail.value.name, _finished(trail))
         stack.extend(reversed(walker.onward(state, trail)))
-    return Walked(tuple(found.values()), walker.near_miss, walker.depth)
+    return Walked(tuple(found.values()), walker.near_miss, walker.depth, walker.met_sum)
 
 
 def _finished(trail: Trail) -> Walk:
@@ -102,6 +103,7 @@ class _Walker:
         self.program = program
         self.outermost = outermost
         self.depth = -1
+        self.met_sum = False
         self._refusal: Refusal | None = None
         self._found = ""  # where the furthest walk met another operator: which one, and which were wanted
         self._wanted: list[str] = []
@@ -155,6 +157,7 @@ class _Walker:
         if node is None or not sums.is_sum(node):
             self._unlike(trail, node.op if node else "an input", "a sum")
             return []
+        self.met_sum = True
         if not self._free(trail):
             self._missed(trail, Reason.ESCAPE, _escape(self.graph, trail.value), 1)
             return []

@@ -71,7 +71,7 @@ def rewrite(
         shadowed += found.shadowed
         covered += found.covered
     return Outcome(
-        tuple(decisions), tuple(matches), tuple(refusals + last), tuple(shadowed), covered, number, end
+        tuple(decisions), tuple(matches), tuple(dict.fromkeys(refusals + last)), tuple(shadowed), covered, number, end
     )
 
 
@@ -93,7 +93,7 @@ def _settle_outputs(
         params = {p.name: loaded.value(p.name) for p in loaded.pattern.params}
         decision = outputs.decide(graph, loaded.pattern, params, keep_all=keep_all)
         if isinstance(decision, Refusal):
-            refusals.append(_refusal(loaded.name, decision))
+            refusals.append(refusal_record(loaded.name, decision))
             continue
         nodes, parameters = outputs.removal(graph, decision)
         draft.apply([RemoveOutput(value.name) for value in decision.removed])
@@ -138,14 +138,14 @@ class _Round:
 
     def _found(self, query: Query, anchors: Sequence[int] | None) -> list[Match]:
         results = find(self.graph, query, anchors)
-        self.refusals += [_refusal(query.name, r) for r in results if isinstance(r, Refusal)]
+        self.refusals += [refusal_record(query.name, r) for r in results if isinstance(r, Refusal)]
         matches = [m for m in results if isinstance(m, Match)]
         return [m for m in matches if (query.name, m.region.exit.name) not in self.tried]
 
     def _carry_out(self, match: Match) -> bool:
         done = act(self.graph, match, self.draft.fresh)
         if isinstance(done, Refusal):
-            self.refusals.append(_refusal(match.query.name, done))
+            self.refusals.append(refusal_record(match.query.name, done))
             self.tried.add((match.query.name, match.region.exit.name))
             return False
         self.owners.update((node.index, match) for node in match.region.nodes)
@@ -154,7 +154,7 @@ class _Round:
             return True  # two renames of one value: this one waits for the next round
         self.rewired |= touched
         self.edits += done.plan.edits
-        self.matches.append(_record(match, done, self.number))
+        self.matches.append(match_record(match, done, self.number))
         return True
 
     def _released(self, refused: Sequence[Match], losers: Sequence[tuple[Match, Match]]) -> list[Match]:
@@ -179,11 +179,11 @@ class _Round:
             self.shadowed.append(ShadowRecord(loser.query.name, exits[0], winner.query.name, exits[1]))
 
 
-def _refusal(pattern: str, refusal: Refusal) -> RefusalRecord:
+def refusal_record(pattern: str, refusal: Refusal) -> RefusalRecord:
     return RefusalRecord(pattern, refusal.node, str(refusal.code), refusal.detail)
 
 
-def _record(match: Match, done: Done, number: int) -> MatchRecord:
+def match_record(match: Match, done: Done, number: int) -> MatchRecord:
     region = match.region
     return MatchRecord(
         pattern=match.query.name,

@@ -1,0 +1,352 @@
+"""The public functions: apply, find, inspect, load, verify, on a path, a ModelProto or a gs.Graph.
+
+Invariant: the argument is never changed and the result is of the argument's kind (a path gives a ModelProto). Nothing is
+written before `Result.save`, and no verdict is better than what was compared.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from onnx import ModelProto, ValueInfoProto
+
+from rewriter.checking import verify as compare
+from rewriter.checking.record import Verdict, Verification
+from rewriter.errors import Refusal, UsageError
+from rewriter.graph import files, measure, saving, shapes, surgeon
+from rewriter.graph.files import LoadedModel
+from rewriter.graph.onnx import value_type, view
+from rewriter.graph.view import Graph
+from rewriter.language.library import LoadedPattern, resolve
+from rewriter.language.parameters import set_parameters
+from rewriter.language.syntax import BodyMatch
+from rewriter.matching.find import Match
+from rewriter.matching.find import find as find_matches
+from rewriter.reporting.record import (
+    MatchRecord,
+    OutputInfo,
+    PatternSource,
+    RefusalRecord,
+    Report,
+    Totals,
+)
+from rewriter.rewriting.actions import act
+from rewriter.rewriting.engine import Outcome, Progress, match_record, query_of_loaded, refusal_record, rewrite
+from rewriter.rewriting.onnx_draft import OnnxDraft
+from rewriter.version import __version__
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+Model: TypeAlias = "str | Path | ModelProto | LoadedModel | gs.Graph"
+Kind = TypeVar("Kind")
+
+NOT_ASKED = Verification(Verdict.NOT_VERIFIED, "verification was turned off (--no-verify)")
+
+
+def load(path: str | Path) -> LoadedModel:
+    """Read a model file and check its structure; external data stays on disk.
+
+    Raises InputError (exit 3), naming the file, the node and the remedy, where it is missing, damaged, not ONNX, or where
+    its external data leaves its folder.
+    """
+    loaded = files.load(path)
+    files.validate(loaded)
+    return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `apply` made: the model, of the argument's kind, and the report on it."""
+
+    model: Any
+    report: Report
+    _proto: ModelProto = field(repr=False)
+    _source: LoadedModel | None = field(repr=False)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the model atomically; external data goes beside it. The same bytes where nothing changed.
+
+        Raises OutputError (exit 2) where the file exists (unless `force`), is an input, or cannot be written, and
+        LimitError (exit 6) where the disk is full.
+        """
+        target = Path(path)
+        if self._source is not None and self._source.path is not None and not self.report.changed:
+            return saving.save_unchanged(self._source, target, force=force)
+        return saving.save(self._proto, target, source=self._source, force=force)
+
+
+def apply(
+    model: Model,
+    patterns: Sequence[str] = ("all",),
+    *,
+    keep: Sequence[str] | Literal["all"] = (),
+    set_: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    verify: bool = True,
+    inputs: Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    max_rounds: int = 100,
+    progress: Progress | None = None,
+) -> Result:
+    """Rewrite `model` by `patterns` until nothing is left to do, prove every rewrite, and compare the whole.
+
+    `patterns` are names of shipped patterns, presets (`all`, `deploy`) or paths of .fxp files; `keep` names the outputs
+    that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`; `rename` gives
+    inputs and outputs other names. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in elements,
+    all axes) for the comparison. Verification that fails is in the report, not an exception: see
+    `Result.report.verification`.
+
+    Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
+    """
+    started = time.monotonic()
+    loaded_patterns = prepare(patterns, set_, keep)
+    opened = _open(model)
+    draft = OnnxDraft(opened.proto, opened.folder)
+    before = _totals(draft, draft.view())
+    outcome = rewrite(draft, loaded_patterns, keep_all=keep == "all", max_rounds=max_rounds, progress=progress)
+    renamed = _rename(draft, rename or {})
+    after = _totals(draft, draft.view()) if draft.edited else before
+    finished = draft.finish()
+    verification = NOT_ASKED
+    if verify:
+        verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
+    report = _report(opened, loaded_patterns, (before, after), outcome, renamed, draft, verification)
+    report = replace(report, seconds=time.monotonic() - started)
+    given = surgeon.from_proto(finished) if opened.kind == "gs.Graph" else finished
+    return Result(given, report, finished, opened.source)
+
+
+def find(model: Model, patterns: Sequence[str] = ("all",), *, set_: Sequence[str] = ()) -> list[MatchRecord | RefusalRecord]:
+    """Where patterns fit `model` as it is, each pattern by itself, folded and proved on paper; nothing is rewritten.
+
+    A MatchRecord is a rewrite that `apply` could do, a RefusalRecord a near miss with its reason.
+    """
+    graph = _view(_open(model))
+    found: list[MatchRecord | RefusalRecord] = []
+    for loaded in prepare(patterns, set_, ()):
+        if not isinstance(loaded.pattern.match, BodyMatch):
+            continue
+        for result in find_matches(graph, query_of_loaded(loaded)):
+            found.append(_on_paper(graph, loaded, result))
+    return found
+
+
+def verify(
+    before: Model,
+    after: Model,
+    *,
+    inputs: Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run both models on the same inputs and compare the outputs that both have (design: Flow, verify).
+
+    `tolerance` is absolute; without it the original's own rounding error decides.
+    """
+    old, new = _open(before), _open(after)
+    return compare(
+        old.proto,
+        new.proto,
+        before_folder=old.folder,
+        after_folder=new.folder,
+        inputs=inputs,
+        shapes=shapes,
+        tolerance=tolerance,
+        progress=_told(progress),
+    )
+
+
+def prepare(
+    patterns: Sequence[str], settings: Sequence[str] = (), keep: Sequence[str] | Literal["all"] = ()
+) -> list[LoadedPattern]:
+    """The patterns behind names and presets, with their parameters and the outputs to keep set."""
+    loaded = set_parameters(resolve(patterns), settings)
+    if not keep:
+        return loaded
+    if all(isinstance(p.pattern.match, BodyMatch) for p in loaded):
+        raise UsageError("--keep needs a pattern that removes outputs: add aux-prune, or use the preset deploy")
+    if keep == "all":
+        return loaded
+    return [
+        replace(p, settings={**p.settings, "keep": tuple(keep)}) if any(q.name == "keep" for q in p.pattern.params) else p
+        for p in loaded
+    ]
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model that is ours to edit, and how to see the original again."""
+
+    kind: str
+    label: str
+    proto: ModelProto
+    folder: Path | None
+    source: LoadedModel | None
+    original: ModelProto | None  # None: read the file again
+
+    def again(self) -> ModelProto:
+        if self.original is not None:
+            return self.original
+        assert self.source is not None and self.source.path is not None
+        return files.load(self.source.path).proto
+
+
+def _open(model: Model) -> _Opened:
+    if isinstance(model, str | Path):
+        loaded = load(model)
+        return _Opened("path", str(model), loaded.proto, loaded.folder, loaded, None)
+    if isinstance(model, LoadedModel):
+        return _Opened("path", str(model.path), _copy(model.proto), model.folder, model, model.proto)
+    if isinstance(model, ModelProto):
+        files.validate(LoadedModel(model, None, None, 0))
+        return _Opened("ModelProto", "ModelProto", _copy(model), None, None, model)
+    proto = surgeon.to_proto(model)
+    return _Opened("gs.Graph", "gs.Graph", proto, None, None, _copy(proto))
+
+
+def _copy(proto: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _view(opened: _Opened) -> Graph:
+    return view(opened.proto, folder=opened.folder)
+
+
+def _rename(draft: OnnxDraft, names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    interface = [v.name for v in (*draft.model.graph.input, *draft.model.graph.output)]
+    for old, new in names.items():
+        if old not in interface:
+            raise UsageError(f"--rename: {old!r} is no input or output of the result; there are {', '.join(interface)}")
+        if new == old:
+            continue
+        if not new or draft.fresh(new) != new:
+            raise UsageError(f"--rename: the name {new!r} is taken by another value or node")
+        draft.rename_interface(old, new)
+    return tuple((old, new) for old, new in names.items() if old != new)
+
+
+# --- verification and report -----------------------------------------------------------------------------------------
+
+
+def _verified(
+    opened: _Opened,
+    finished: ModelProto,
+    edited: bool,
+    renamed: tuple[tuple[str, str], ...],
+    inputs: Path | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    progress: Progress | None,
+) -> Verification:
+    if not edited:
+        return Verification(Verdict.OK, "nothing was changed")
+    new_names = dict(renamed)
+    original = opened.again()
+    kept = {o.name for o in finished.graph.output}
+    pairs = {o.name: new_names.get(o.name, o.name) for o in original.graph.output}
+    return compare(
+        original,
+        finished,
+        before_folder=opened.folder,
+        after_folder=opened.folder,
+        outputs={old: new for old, new in pairs.items() if new in kept},
+        inputs=inputs,
+        shapes=shapes,
+        progress=_told(progress),
+    )
+
+
+def _told(progress: Progress | None) -> Any:
+    return None if progress is None else lambda text: progress(f"verifying: {text}", None)
+
+
+def _totals(draft: OnnxDraft, graph: Graph) -> Totals:
+    ops = Counter(node.op_type for node in draft.nodes)
+    known = shapes.infer(draft.model, draft.nodes)
+    return Totals(
+        nodes=len(draft.nodes),
+        ops=tuple(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        parameters=sum(measure.parameters(graph, graph.nodes).values()),
+        multiply_adds=measure.multiply_adds(graph.nodes, known),
+        bytes=measure.tensor_bytes(graph),
+        outputs=tuple(_output(info) for info in draft.model.graph.output),
+    )
+
+
+def _output(info: ValueInfoProto) -> OutputInfo:
+    dtype, shape = value_type(info)
+    return OutputInfo(info.name, dtype or "unknown", shape)
+
+
+def _report(
+    opened: _Opened,
+    patterns: Sequence[LoadedPattern],
+    totals: tuple[Totals, Totals],
+    outcome: Outcome,
+    renamed: tuple[tuple[str, str], ...],
+    draft: OnnxDraft,
+    verification: Verification,
+) -> Report:
+    return Report(
+        model=opened.label,
+        output=None,
+        before=totals[0],
+        after=totals[1],
+        patterns=tuple(PatternSource(p.name, p.source_path, p.sha256) for p in patterns),
+        parameters=tuple(_settings(patterns)),
+        decisions=outcome.decisions,
+        matches=outcome.matches,
+        refusals=outcome.refusals,
+        shadowed=outcome.shadowed,
+        covered=outcome.covered,
+        renamed=renamed,
+        dead_before=draft.dead_before,
+        rounds=outcome.rounds,
+        end=outcome.end,
+        verification=verification,
+        versions=versions(),
+        seconds=0.0,
+    )
+
+
+def _settings(patterns: Sequence[LoadedPattern]) -> list[tuple[str, str]]:
+    """Every parameter that was set, as `pattern.param` and its value."""
+    found: list[tuple[str, str]] = []
+    for loaded in patterns:
+        for name, value in loaded.settings.items():
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            found.append((f"{loaded.name}.{name}", shown))
+        if not loaded.gated:
+            found.append((f"{loaded.name}.cost", "off"))
+    return found
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Of fxrewrite, Python and the libraries that made or checked the result, found without loading any."""
+    found = [("fxrewrite", __version__), ("python", platform.python_version())]
+    for package in ("onnx", "numpy", "onnxruntime"):
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def _on_paper(graph: Graph, loaded: LoadedPattern, found: Match | Refusal) -> MatchRecord | RefusalRecord:
+    if isinstance(found, Refusal):
+        return refusal_record(loaded.name, found)
+    done = act(graph, found, lambda hint: hint)
+    return refusal_record(loaded.name, done) if isinstance(done, Refusal) else match_record(found, done, 0)
