@@ -31,8 +31,8 @@ GAUSSIAN_INPUTS = 4
 MOST_COLUMNS = 1 << 23
 """Elements of the unfolded input that one matrix product may hold (64 MiB)."""
 
-MOST_PIXELS = 1 << 26
-"""Elements of one probing input; a window that asks for more cannot be proved."""
+MOST_PIXELS = 1 << 24
+"""Elements that one probing input may have over all sizes; a window or stride that asks for more is not proved."""
 
 
 class _CannotRun(Exception):
@@ -59,10 +59,12 @@ class Run:
 
 def prove(region: Region, conv: ConvForm) -> Proof | Refusal:
     """Whether `conv`, unrounded, computes what the region does; see the module for the measure."""
-    sizes = _sizes(region, conv)
     channels = conv.kernel.shape[1] * conv.groups
-    if any(channels * np.prod(size, dtype=np.float64) > MOST_PIXELS for size in sizes):
-        return Refusal(Reason.LIMIT, region.name, f"to prove it takes an input of {channels} x {sizes[0]}")
+    reach = _reach(region, conv)
+    least = [2 * r + s for r, s in zip(reach, conv.strides, strict=True)]
+    if channels * max(conv.strides) * np.prod(least, dtype=np.float64) > MOST_PIXELS:
+        return Refusal(Reason.LIMIT, region.name, f"to prove it takes inputs of {channels} channels and size {least}")
+    sizes = _sizes(region, conv.strides, least)
     error = 0.0
     random = np.random.default_rng(0)
     rest = {value.name: float(random.normal()) for _, value in region.rest}
@@ -106,30 +108,29 @@ def _is_rounded(stored: npt.NDArray[Any], exact: Array, dtype: str) -> bool:
     return bool(((steps % 1 == 0) & (error <= 0.5) & ((error < 0.5) | (steps % 2 == 0))).all())
 
 
-def _sizes(region: Region, conv: ConvForm) -> list[tuple[int, ...]]:
-    """Spatial sizes of at least 2 * reach + stride, one for every phase of the stride that the entry may have.
+def _reach(region: Region, conv: ConvForm) -> list[int]:
+    """Per axis, the extent of the largest window of the region and of the conv."""
+    windows = [(conv.kernel.shape[2:], conv.dilations)]
+    for node in region.nodes:
+        if node.op == "conv" and "weight" in node.consts:
+            windows.append((node.consts["weight"].shape[2:], node.attrs["dilations"]))
+    reaches = [[d * (k - 1) + 1 for k, d in zip(window, dilations, strict=False)] for window, dilations in windows]
+    return [max(reach[axis] for reach in reaches if axis < len(reach)) for axis in range(len(conv.strides))]
+
+
+def _sizes(region: Region, strides: tuple[int, ...], least: list[int]) -> list[tuple[int, ...]]:
+    """The smallest spatial sizes from `least` on, one for every phase of the stride that the entry may have.
 
     Only an axis whose extent is known has one phase. Axes take their phases together, shifted against each other, so
     that height and width differ.
     """
-    reach = [
-        max([conv.dilations[axis] * (conv.kernel.shape[2 + axis] - 1) + 1, *_reaches(region, axis)])
-        for axis in range(len(conv.strides))
-    ]
-    known = (None,) * len(reach) if region.entry.shape is None else region.entry.shape[2:]
-    sizes: list[tuple[int, ...]] = []
-    for phase in range(max(conv.strides)):
-        size: list[int] = []
-        for axis, (r, s, n) in enumerate(zip(reach, conv.strides, known, strict=True)):
-            least = 2 * r + s
-            size.append(least + ((n - least) % s if isinstance(n, int) else (phase + axis) % s))
-        sizes.append(tuple(size))
-    return sorted(set(sizes))
-
-
-def _reaches(region: Region, axis: int) -> list[int]:
-    convs = [node for node in region.nodes if node.op == "conv" and "weight" in node.consts]
-    return [node.attrs["dilations"][axis] * (node.consts["weight"].shape[2 + axis] - 1) + 1 for node in convs]
+    shape = region.entry.shape
+    known = (None,) * len(least) if shape is None or len(shape) != len(least) + 2 else shape[2:]
+    sizes: set[tuple[int, ...]] = set()
+    for phase in range(max(strides)):
+        axes = enumerate(zip(least, strides, known, strict=True))
+        sizes.add(tuple(m + ((n - m) % s if isinstance(n, int) else (phase + axis) % s) for axis, (m, s, n) in axes))
+    return sorted(sizes)
 
 
 def _inputs(random: np.random.Generator, channels: int, size: tuple[int, ...]) -> Array:
@@ -277,15 +278,21 @@ def _conv(
 
 
 def _product(windows: Array, weight: Array, groups: int) -> Array:
-    """`weight` (out, in / groups, *window) times `windows` (in, *window, n, *out), within each group of channels."""
+    """`weight` (out, in / groups, *window) times `windows` (in, *window, n, *out), within each group of channels.
+
+    Where the unfolded input would be too large it goes in halves, of the groups first, then of the positions.
+    """
     rank = weight.ndim - 2
     positions = windows.shape[1 + rank :]
     if windows.size > MOST_COLUMNS and groups > 1:
-        parts = zip(np.split(windows, groups), np.split(weight, groups), strict=True)
-        return np.concatenate([_product(window, part, 1) for window, part in parts])
-    if windows.size > MOST_COLUMNS and positions[0] > 1:
-        images = np.split(windows, positions[0], axis=1 + rank)
-        return np.concatenate([_product(image, weight, groups) for image in images], axis=1)
+        first = groups // 2
+        ins, outs = first * weight.shape[1], first * (len(weight) // groups)
+        halves = (windows[:ins], weight[:outs], first), (windows[ins:], weight[outs:], groups - first)
+        return np.concatenate([_product(*half) for half in halves])
+    if windows.size > MOST_COLUMNS and max(positions) > 1:
+        longest = int(np.argmax(positions))
+        pieces = np.array_split(windows, 2, axis=1 + rank + longest)
+        return np.concatenate([_product(piece, weight, groups) for piece in pieces], axis=1 + longest)
     taps = int(np.prod(weight.shape[1:]))
     rows = weight.reshape(groups, -1, taps)
     return np.matmul(rows, windows.reshape(groups, taps, -1)).reshape(len(weight), *positions)

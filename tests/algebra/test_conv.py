@@ -46,6 +46,7 @@ def test_pads_are_never_negative(offset: int, growth: int, dilation: int) -> Non
     conv = conv_of(affine, "float64")
     assert isinstance(conv, ConvForm)
     assert min(conv.pads[0]) >= 0
+    assert conv.pads[0][0] == (-offset if offset <= 0 else -offset % dilation)  # no more zeros than it takes
     x = rng.standard_normal((1, 2, 12))
     wide = np.pad(x, ((0, 0), (0, 0), (20, 20)))
     taps = [[20 + p + offset + dilation * t for t in range(2)] for p in range(12 + growth)]
