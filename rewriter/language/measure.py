@@ -35,13 +35,13 @@ def measure_atom(item: Item, chains: Mapping[str, Measure]) -> Measure:
     """The measure of an item without its `?`, `*` or `+`."""
     match item.atom:
         case OpAtom(op=op):
-            return Measure(1, 1, nullable=False, repeats=False, ops=frozenset({op}))
+            return Measure(0, 1, nullable=False, repeats=False, ops=frozenset({op}))
         case Call(chain=chain):
             return chains[chain]
         case Pass():
-            return Measure(1, 0, nullable=True, repeats=False, ops=frozenset())
+            return Measure(0, 0, nullable=True, repeats=False, ops=frozenset())
         case LinearRegion():
-            return Measure(1, 1, nullable=False, repeats=True, ops=frozenset())
+            return Measure(0, 1, nullable=False, repeats=True, ops=frozenset())
         case Group(body=body):
             return measure(body, chains)
         case Junction(kind=kind, branches=branches):

@@ -48,7 +48,10 @@ class Signature:
 
     def __str__(self) -> str:
         """As the reference page and hints show it: `conv(out, k=1, pad=0, …)`."""
-        shown = [a.name if a.default is None else f"{a.name}={a.default}" for a in self.arguments]
+        shown = [
+            f"{a.name}?" if a.optional else a.name if a.default is None else f"{a.name}={a.default}"
+            for a in self.arguments
+        ]
         return f"{self.op}({', '.join(shown)})" if shown else self.op
 
 
