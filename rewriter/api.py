@@ -1,7 +1,7 @@
 """The public functions: apply, find, inspect, load, verify, on a path, a ModelProto or a gs.Graph.
 
-Invariant: the argument is never changed and the result is of the argument's kind (a path gives a ModelProto). Nothing is
-written before `Result.save`, and no verdict is better than what was compared.
+Invariant: the argument is never changed and the result is of the argument's kind (a path gives a ModelProto). Nothing
+is written before `Result.save`, and no verdict is better than what was compared.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,17 +19,18 @@ from onnx import ModelProto, ValueInfoProto
 
 from rewriter.checking import verify as compare
 from rewriter.checking.record import Verdict, Verification
-from rewriter.errors import Refusal, UsageError
-from rewriter.graph import files, measure, saving, shapes, surgeon
+from rewriter.errors import UsageError
+from rewriter.graph import files, measure, saving, surgeon
+from rewriter.graph import shapes as sizes
 from rewriter.graph.files import LoadedModel
 from rewriter.graph.onnx import value_type, view
 from rewriter.graph.view import Graph
-from rewriter.language.library import LoadedPattern, resolve
+from rewriter.language.library import LoadedPattern, resolve, shipped
 from rewriter.language.parameters import set_parameters
+from rewriter.language.selftest import TestResult
 from rewriter.language.syntax import BodyMatch
-from rewriter.matching.find import Match
-from rewriter.matching.find import find as find_matches
 from rewriter.reporting.record import (
+    Inspection,
     MatchRecord,
     OutputInfo,
     PatternSource,
@@ -37,8 +38,8 @@ from rewriter.reporting.record import (
     Report,
     Totals,
 )
-from rewriter.rewriting.actions import act
-from rewriter.rewriting.engine import Outcome, Progress, match_record, query_of_loaded, refusal_record, rewrite
+from rewriter.rewriting import outlook, trial
+from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.version import __version__
 
@@ -54,8 +55,8 @@ NOT_ASKED = Verification(Verdict.NOT_VERIFIED, "verification was turned off (--n
 def load(path: str | Path) -> LoadedModel:
     """Read a model file and check its structure; external data stays on disk.
 
-    Raises InputError (exit 3), naming the file, the node and the remedy, where it is missing, damaged, not ONNX, or where
-    its external data leaves its folder.
+    Raises InputError (exit 3), naming the file, the node and the remedy, where it is missing, damaged, not ONNX, or
+    where its external data leaves its folder.
     """
     loaded = files.load(path)
     files.validate(loaded)
@@ -100,8 +101,8 @@ def apply(
 
     `patterns` are names of shipped patterns, presets (`all`, `deploy`) or paths of .fxp files; `keep` names the outputs
     that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`; `rename` gives
-    inputs and outputs other names. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in elements,
-    all axes) for the comparison. Verification that fails is in the report, not an exception: see
+    inputs and outputs other names. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in
+    elements, all axes) for the comparison. Verification that fails is in the report, not an exception: see
     `Result.report.verification`.
 
     Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
@@ -124,19 +125,46 @@ def apply(
     return Result(given, report, finished, opened.source)
 
 
-def find(model: Model, patterns: Sequence[str] = ("all",), *, set_: Sequence[str] = ()) -> list[MatchRecord | RefusalRecord]:
+def find(
+    model: Model, patterns: Sequence[str] = ("all",), *, set_: Sequence[str] = ()
+) -> list[MatchRecord | RefusalRecord]:
     """Where patterns fit `model` as it is, each pattern by itself, folded and proved on paper; nothing is rewritten.
 
     A MatchRecord is a rewrite that `apply` could do, a RefusalRecord a near miss with its reason.
     """
-    graph = _view(_open(model))
-    found: list[MatchRecord | RefusalRecord] = []
-    for loaded in prepare(patterns, set_, ()):
-        if not isinstance(loaded.pattern.match, BodyMatch):
-            continue
-        for result in find_matches(graph, query_of_loaded(loaded)):
-            found.append(_on_paper(graph, loaded, result))
-    return found
+    opened = _open(model)
+    graph = view(opened.proto, folder=opened.folder)
+    bodies = [p for p in prepare(patterns, set_) if isinstance(p.pattern.match, BodyMatch)]
+    return [record for loaded in bodies for record in outlook.on_paper(graph, loaded)]
+
+
+def inspect(model: Model) -> Inspection:
+    """Where the nodes, parameters and multiply-adds of `model` are, and what each shipped pattern would do."""
+    opened = _open(model)
+    draft = OnnxDraft(opened.proto, opened.folder)
+    graph = draft.view()
+    known = sizes.infer(draft.model, draft.nodes)
+    outputs, shared, dead = outlook.needs(graph, known)
+    return Inspection(
+        model=opened.label,
+        totals=_totals(draft, graph),
+        outputs=outputs,
+        shared=shared,
+        patterns=tuple(outlook.outlook(graph, loaded) for loaded in shipped().values()),
+        dead=dead,
+        versions=versions(),
+    )
+
+
+def test_patterns(patterns: Sequence[str] = ("deploy",), *, progress: Progress | None = None) -> list[TestResult]:
+    """Run the tests that the patterns carry: rewrite each net, prove it, and compare it with the original."""
+    loaded = prepare(patterns)
+    results: list[TestResult] = []
+    for done, pattern in enumerate(loaded):
+        if progress is not None:
+            progress(f"testing {pattern.name}", done / len(loaded))
+        results += trial.run(pattern)
+    return results
 
 
 def verify(
@@ -177,7 +205,9 @@ def prepare(
     if keep == "all":
         return loaded
     return [
-        replace(p, settings={**p.settings, "keep": tuple(keep)}) if any(q.name == "keep" for q in p.pattern.params) else p
+        replace(p, settings={**p.settings, "keep": tuple(keep)})
+        if any(q.name == "keep" for q in p.pattern.params)
+        else p
         for p in loaded
     ]
 
@@ -220,10 +250,6 @@ def _copy(proto: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     return copy
-
-
-def _view(opened: _Opened) -> Graph:
-    return view(opened.proto, folder=opened.folder)
 
 
 def _rename(draft: OnnxDraft, names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -269,13 +295,19 @@ def _verified(
     )
 
 
-def _told(progress: Progress | None) -> Any:
-    return None if progress is None else lambda text: progress(f"verifying: {text}", None)
+def _told(progress: Progress | None) -> Callable[[str], None] | None:
+    if progress is None:
+        return None
+
+    def told(text: str) -> None:
+        progress(f"verifying: {text}", None)
+
+    return told
 
 
 def _totals(draft: OnnxDraft, graph: Graph) -> Totals:
     ops = Counter(node.op_type for node in draft.nodes)
-    known = shapes.infer(draft.model, draft.nodes)
+    known = sizes.infer(draft.model, draft.nodes)
     return Totals(
         nodes=len(draft.nodes),
         ops=tuple(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
@@ -343,10 +375,3 @@ def versions() -> tuple[tuple[str, str], ...]:
         except PackageNotFoundError:
             continue
     return tuple(found)
-
-
-def _on_paper(graph: Graph, loaded: LoadedPattern, found: Match | Refusal) -> MatchRecord | RefusalRecord:
-    if isinstance(found, Refusal):
-        return refusal_record(loaded.name, found)
-    done = act(graph, found, lambda hint: hint)
-    return refusal_record(loaded.name, done) if isinstance(done, Refusal) else match_record(found, done, 0)

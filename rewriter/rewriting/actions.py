@@ -1,7 +1,7 @@
-"""What may be done with a match: `fold` puts one conv in place of an affine region, `bypass` takes out what does nothing.
+"""What may be done with a match: `fold` puts one conv in place of an affine region, `bypass` takes out idle nodes.
 
-Invariant: an action proves what it does, whatever the pattern file claims. It gives a plan and changes nothing itself, or
-a refusal with the reason; every plan strictly lowers the number of nodes, so rewriting ends.
+Invariant: an action proves what it does, whatever the pattern file claims. It gives a plan and changes nothing itself,
+or a refusal with the reason; every plan strictly lowers the number of nodes, so rewriting ends.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def replace(region: Region, conv: ConvForm, fresh: Fresh) -> Plan:
     """exit = conv(entry) + what stays, under the exit's own name."""
     main = _main_conv(region)
     last = region.nodes[-1]
-    weight = fresh(f"{main.consts['weight'].name.removesuffix('.folded')}.folded" if main else f"{region.exit.name}.weight")
+    weight = fresh(
+        f"{main.consts['weight'].name.removesuffix('.folded')}.folded" if main else f"{region.exit.name}.weight"
+    )
     edits: list[Edit] = [AddConstant(weight, conv.kernel, conv.dtype)]
     inputs = [region.entry.name, weight]
     if conv.bias is not None:

@@ -1,6 +1,6 @@
 """The five edits that a rewrite may consist of, and the plan that holds them.
 
-Invariant: an edit speaks of values by name and of nodes by the view's `Node`; it can be carried out on any kind of graph.
+Invariant: an edit speaks of values by name and of nodes by the view's `Node`, so any kind of graph can carry it out.
 A plan keeps the exit value's name, so that its readers stay as they are.
 """
 

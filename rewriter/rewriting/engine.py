@@ -1,8 +1,8 @@
 """From patterns to a rewritten graph: outputs first, then rounds of disjoint matches until nothing is left to do.
 
-The one idea: each round matches on a snapshot, plans and proves disjoint rewrites, and applies them together; a match that
-is refused gives back what it shadowed in the same round. Every plan lowers the number of nodes, so the rounds end: at a
-fixpoint, or at the limit, and the outcome says which.
+The one idea: each round matches on a snapshot, plans and proves disjoint rewrites, and applies them together; a match
+that is refused gives back what it shadowed in the same round. Every plan lowers the number of nodes, so the rounds end:
+at a fixpoint, or at the limit, and the outcome says which.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def rewrite(
 
     Raises ChoiceError where an outputs pattern cannot tell which outputs are wanted.
     """
-    tell = progress or (lambda _text, _share: None)
+    tell = progress or _silent
     decisions, refusals = _settle_outputs(draft, patterns, keep_all)
     queries = [query_of_loaded(p) for p in patterns if isinstance(p.pattern.match, BodyMatch)]
     matches: list[MatchRecord] = []
@@ -73,6 +73,10 @@ def rewrite(
     return Outcome(
         tuple(decisions), tuple(matches), tuple(dict.fromkeys(refusals + last)), tuple(shadowed), covered, number, end
     )
+
+
+def _silent(text: str, share: float | None) -> None:
+    del text, share
 
 
 def query_of_loaded(loaded: LoadedPattern) -> Query:
@@ -99,9 +103,7 @@ def _settle_outputs(
         draft.apply([RemoveOutput(value.name) for value in decision.removed])
         kept = tuple(value.name for value in decision.kept)
         removed = tuple(value.name for value in decision.removed)
-        decisions.append(
-            OutputsDecision(loaded.name, kept, removed, decision.how, decision.votes, nodes, parameters)
-        )
+        decisions.append(OutputsDecision(loaded.name, kept, removed, decision.how, decision.votes, nodes, parameters))
     return decisions, refusals
 
 

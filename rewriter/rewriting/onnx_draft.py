@@ -1,7 +1,8 @@
 """An ONNX model under edit: the five edits carried out on the parsed protobuf, and the model made whole at the end.
 
-Invariant: nodes and tensors that no edit touches are the very messages that were parsed, in their order. Only what our own
-edits made dead is removed: what nothing read before stays. Kernels stay float64 between rounds and are rounded once.
+Invariant: nodes and tensors that no edit touches are the very messages that were parsed, in their order. Only what our
+own edits made dead is removed: what nothing read before stays. Kernels stay float64 between rounds, are rounded once at
+the end, and what is stored is then held against what was proved.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any, TypeAlias
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from rewriter.algebra.conv import round_to
+from rewriter.algebra.proof import prove_rounded
+from rewriter.errors import VerificationError
 from rewriter.graph.onnx import bodies, captured_names, live_names, view
-from rewriter.graph.tensors import tensor_of
+from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
 from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Rewire
 
@@ -146,7 +149,13 @@ def _constant(edit: AddConstant) -> Constant:
 
 
 def _stored(constant: Constant) -> TensorProto:
-    return tensor_of(constant.name, round_to(constant.load(), constant.dtype), constant.dtype)
+    """The tensor as it is written, read back and compared with the unrounded kernel that the proof was about."""
+    exact = constant.load()
+    tensor = tensor_of(constant.name, round_to(exact, constant.dtype), constant.dtype)
+    wrong = prove_rounded(exact, elements(tensor, None), constant.dtype, at=constant.name)
+    if wrong is not None:
+        raise VerificationError(f"{wrong}; nothing was written, please report this model")
+    return tensor
 
 
 def _node(edit: AddNode) -> NodeProto:

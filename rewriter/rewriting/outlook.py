@@ -1,0 +1,84 @@
+"""Looking without touching: where a model's parameters are, and what patterns would do to it.
+
+Invariant: everything here works on views and on paper; no model is edited, and the figures of different patterns are
+each of that pattern alone on the model as it is, so they do not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rewriter.errors import ChoiceError, Refusal
+from rewriter.graph import measure
+from rewriter.graph.measure import Shapes
+from rewriter.graph.view import Graph, Node
+from rewriter.language.library import LoadedPattern
+from rewriter.language.syntax import BodyMatch
+from rewriter.matching import outputs
+from rewriter.matching.cones import Cones
+from rewriter.matching.find import find
+from rewriter.reporting.record import MatchRecord, OutputNeeds, PatternOutlook, RefusalRecord, Share
+from rewriter.rewriting.actions import act
+from rewriter.rewriting.engine import match_record, query_of_loaded, refusal_record
+
+
+def on_paper(graph: Graph, loaded: LoadedPattern) -> list[MatchRecord | RefusalRecord]:
+    """Every rewrite that a pattern would do in its first round, folded and proved, and every near miss."""
+    records: list[MatchRecord | RefusalRecord] = []
+    for found in find(graph, query_of_loaded(loaded)):
+        done = found if isinstance(found, Refusal) else act(graph, found, lambda hint: hint)
+        if isinstance(found, Refusal) or isinstance(done, Refusal):
+            assert isinstance(done, Refusal)
+            records.append(refusal_record(loaded.name, done))
+        else:
+            records.append(match_record(found, done, 0))
+    return records
+
+
+def outlook(graph: Graph, loaded: LoadedPattern) -> PatternOutlook:
+    """What one pattern would save on the model as it is."""
+    if not isinstance(loaded.pattern.match, BodyMatch):
+        return _outputs_outlook(graph, loaded)
+    matches = [record for record in on_paper(graph, loaded) if isinstance(record, MatchRecord)]
+    saved = sum(m.before.parameters - m.after.parameters for m in matches if m.before and m.after)
+    return PatternOutlook(loaded.name, len(matches), saved)
+
+
+def _outputs_outlook(graph: Graph, loaded: LoadedPattern) -> PatternOutlook:
+    params = {p.name: loaded.value(p.name) for p in loaded.pattern.params}
+    try:
+        decision = outputs.decide(graph, loaded.pattern, params)
+    except ChoiceError as choice:
+        return PatternOutlook(loaded.name, 0, 0, f"needs --keep: {str(choice).splitlines()[0]}")
+    if isinstance(decision, Refusal):
+        return PatternOutlook(loaded.name, 0, 0, decision.detail)
+    if not decision.removed:
+        return PatternOutlook(loaded.name, 0, 0, decision.how)
+    names = ", ".join(value.name for value in decision.removed)
+    return PatternOutlook(loaded.name, len(decision.removed), outputs.removal(graph, decision)[1], f"removes {names}")
+
+
+def needs(graph: Graph, shapes: Shapes) -> tuple[tuple[OutputNeeds, ...], Share, tuple[str, ...]]:
+    """What each output needs, alone and with others; what all of them need; and the nodes that none needs."""
+    cones = Cones.of(graph)
+    everyone = cones.mask(cones.outputs)
+
+    def where(wanted: int, among: int) -> list[Node]:
+        return [n for n, mask in zip(graph.nodes, cones.needed, strict=True) if mask and mask & among == wanted]
+
+    per_output = tuple(
+        OutputNeeds(
+            output.name,
+            needed=share(graph, where(cones.bit(output), cones.bit(output)), shapes),
+            exclusive=share(graph, where(cones.bit(output), everyone), shapes),
+        )
+        for output in cones.outputs
+    )
+    dead = tuple(n.name or n.op for n, mask in zip(graph.nodes, cones.needed, strict=True) if not mask)
+    return per_output, share(graph, where(everyone, everyone), shapes), dead
+
+
+def share(graph: Graph, nodes: Sequence[Node] | Iterable[Node], shapes: Shapes) -> Share:
+    chosen = list(nodes)
+    parameters = sum(measure.parameters(graph, chosen).values())
+    return Share(len(chosen), parameters, measure.multiply_adds(chosen, shapes))
