@@ -88,11 +88,18 @@ def prove_stored(conv: ConvForm, weight: npt.NDArray[Any], bias: npt.NDArray[Any
     pairs = [("weight", weight, conv.kernel)]
     if bias is not None and conv.bias is not None:
         pairs.append(("bias", bias, conv.bias))
-    for role, stored, exact in pairs:
-        if stored.shape != exact.shape or not np.isfinite(stored.astype(np.float64)).all():
-            return Refusal(Reason.EXACT, at, f"the stored {role} has another shape, or values that are not finite")
-        if not _is_rounded(stored, exact, conv.dtype):
-            return Refusal(Reason.EXACT, at, f"the stored {role} is not the proved one, rounded to {conv.dtype}")
+    checks = (prove_rounded(exact, stored, conv.dtype, at=at, what=role) for role, stored, exact in pairs)
+    return next((wrong for wrong in checks if wrong is not None), None)
+
+
+def prove_rounded(
+    exact: Array, stored: npt.NDArray[Any], dtype: str, *, at: str, what: str = "tensor"
+) -> Refusal | None:
+    """Whether `stored` holds the nearest values of `dtype` to `exact`, all of them finite."""
+    if stored.shape != exact.shape or not np.isfinite(stored.astype(np.float64)).all():
+        return Refusal(Reason.EXACT, at, f"the stored {what} has another shape, or values that are not finite")
+    if not _is_rounded(stored, exact, dtype):
+        return Refusal(Reason.EXACT, at, f"the stored {what} is not the proved one, rounded to {dtype}")
     return None
 
 

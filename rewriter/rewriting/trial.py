@@ -7,6 +7,7 @@ Invariant: the comparison runs both nets in onnx's own reference evaluator, whic
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -57,9 +58,13 @@ def _same(before: ModelProto, after: ModelProto) -> bool:
     """Whether the outputs that both have agree on noise, which no padding and no sign survives by chance."""
     names = [output.name for output in after.graph.output]
     inputs = _inputs(before)
-    left = ReferenceEvaluator(before).run(names, inputs)
-    right = ReferenceEvaluator(after).run(names, inputs)
-    return all(_close(np.asarray(a), np.asarray(b)) for a, b in zip(left, right, strict=True))
+    pairs = zip(_outputs(before, names, inputs), _outputs(after, names, inputs), strict=True)
+    return all(_close(a, b) for a, b in pairs)
+
+
+def _outputs(model: ModelProto, names: list[str], inputs: dict[str, Array]) -> list[Array]:
+    evaluator: Any = ReferenceEvaluator(model)  # its run() is untyped
+    return [np.asarray(output) for output in evaluator.run(names, inputs)]
 
 
 def _inputs(model: ModelProto) -> dict[str, Array]:
