@@ -33,6 +33,7 @@ class OnnxDraft:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.made: dict[str, Constant] = {}
         self.edited = False
+        self._view: Graph | None = None  # of the draft as it stands; an edit drops it
         self._names = _all_names(model)
         self._read_at_first = _read_names(self.nodes, model)
         live = live_names(self.nodes, (o.name for o in model.graph.output))
@@ -44,7 +45,9 @@ class OnnxDraft:
         return tuple(n.name or n.op_type for n in self._dead_at_first)
 
     def view(self) -> Graph:
-        return view(self.model, nodes=self.nodes, folder=self.folder, made=self.made)
+        if self._view is None:
+            self._view = view(self.model, nodes=self.nodes, folder=self.folder, made=self.made)
+        return self._view
 
     def fresh(self, hint: str) -> str:
         """A name that nothing in the model has, near `hint`; it is taken from now on."""
@@ -59,7 +62,7 @@ class OnnxDraft:
         """Carry out edits that do not depend on each other's order, then remove what they made dead."""
         if not edits:
             return
-        self.edited = True
+        self._touched()
         removed = {id(e.node.native) for e in edits if isinstance(e, RemoveNode)}
         added: dict[int, list[NodeProto]] = {}
         for edit in edits:
@@ -83,7 +86,7 @@ class OnnxDraft:
 
     def rename_interface(self, old: str, new: str) -> None:
         """Give an input or output of the model another name, everywhere it is read."""
-        self.edited = True
+        self._touched()
         self._rename({old: new})
         for info in (*self.model.graph.input, *self.model.graph.output, *self.model.graph.value_info):
             if info.name == old:
@@ -110,6 +113,10 @@ class OnnxDraft:
         del graph.node[:]
         graph.node.extend(self.nodes)
         return self.model
+
+    def _touched(self) -> None:
+        self.edited = True
+        self._view = None
 
     def _remove_output(self, name: str) -> None:
         _delete(self.model.graph.output, lambda o: o.name == name)
