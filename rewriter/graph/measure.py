@@ -2,8 +2,9 @@
 
 *Parameters* are float elements that reach a weight, bias, scale, shift or norm input, each stored tensor once; running
 statistics are buffers, constants of arithmetic and of shapes are neither (design.md, "Command line"). The operand of an
-Add or Mul is a scale or shift when it varies along the channels of a map and nothing else ([C,1,1] or [1,C,1,1]), or when
-it is a vector added to what a matrix product gives. So single numbers, anchors and strides do not count.
+Add or Mul is a scale or shift when it varies along the channels of a map and nothing else ([C,1,1] or [1,C,1,1]), or
+when it is a vector added to what a matrix product gives. So single numbers, anchors and strides do not count. Weights
+that are also inputs of the model, and those that only the body of an If, Loop or Scan reads, are not counted.
 
 *Multiply-adds* are those of convolutions and matrix products, for the sizes that the model declares; where a size that
 is needed is not known there is no figure.
@@ -17,40 +18,81 @@ from typing import TypeAlias
 
 from rewriter.graph.constants import FLOATS
 from rewriter.graph.tensors import stored_bytes
-from rewriter.graph.view import Constant, Dim, Graph, Node
+from rewriter.graph.view import Constant, Dim, Graph, Node, Value
 
 Shapes: TypeAlias = Mapping[str, tuple[Dim, ...]]
 
-ROLES = frozenset({"weight", "bias", "scale"})
+ROLES = frozenset({"weight", "bias", "scale", "slope", "recurrence", "peephole"})
 PRODUCTS = frozenset({"linear", "matmul"})
-WEIGHTED = PRODUCTS | frozenset(
-    """conv conv_transpose deformconv prelu layer_norm instancenormalization groupnormalization lstm gru rnn""".split()
-)
+ARITHMETIC = frozenset({"scale", "shift", "add", "sub", "mul", "div", "sum"})
+WEIGHTED = frozenset({"conv", "conv_transpose"})
+"""Operators all of whose inputs but the first are parameters."""
 
 
 def parameters(graph: Graph, nodes: Iterable[Node]) -> dict[str, int]:
     """The stored tensors that `nodes` read as parameters, with their number of elements."""
     found: dict[str, int] = {}
+    fed: frozenset[int] | None = None
     for node in nodes:
-        for constant in _parameters_of(graph, node):
+        constants = _constants_of(graph, node)
+        for value in _computed_of(node):
+            fed = _fed(graph) if fed is None else fed
+            constants += _behind(graph, value, fed)
+        for constant in constants:
             for name in constant.stored:
-                stored = graph.values[name].constant if name in graph.values else None
-                if (stored or constant).dtype in FLOATS:
-                    found[name] = (stored or constant).size
+                stored = (graph.values[name].constant if name in graph.values else None) or constant
+                if stored.dtype in FLOATS:
+                    found[name] = stored.size
     return found
 
 
-def _parameters_of(graph: Graph, node: Node) -> list[Constant]:
-    given = [constant for role, constant in node.consts.items() if role in ROLES]
-    if node.op in ("scale", "shift"):
-        operand = node.consts["factor" if node.op == "scale" else "term"]
-        if _per_channel(operand) or _bias_of_product(graph, node, operand):
-            given.append(operand)
-    if node.op in WEIGHTED:
-        given += [v.constant for v in node.data if v.constant is not None]
-    if node.op == "gather" and node.data[0].constant is not None and len(node.data[0].constant.shape) > 1:
-        given.append(node.data[0].constant)
-    return given
+def _constants_of(graph: Graph, node: Node) -> list[Constant]:
+    """The constants that a node reads as parameters."""
+    held = [v.constant for v in node.data if v.constant is not None]
+    if node.op in ARITHMETIC:
+        operands = [*node.consts.values(), *held]
+        return [c for c in operands if _per_channel(c) or _bias_of_product(graph, node, c)]
+    if node.op in PRODUCTS:
+        return held
+    if node.op == "gather":
+        return [c for c in held[:1] if node.data[0].constant is c and len(c.shape) > 1]
+    return [constant for role, constant in node.consts.items() if role in ROLES]
+
+
+def _computed_of(node: Node) -> list[Value]:
+    """The values that a node reads as parameters and that are computed by operators nobody resolves."""
+    places = node.data if node.op in PRODUCTS else node.data[1:] if node.op in WEIGHTED else ()
+    return [value for value in places if value.constant is None and value.producer is not None]
+
+
+def _fed(graph: Graph) -> frozenset[int]:
+    """The nodes that an input of the model (or a name that nothing makes) reaches."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        for value in (*node.data, *node.captures):
+            if value.producer in found or (value.producer is None and value.constant is None):
+                found.add(node.index)
+                break
+    return frozenset(found)
+
+
+def _behind(graph: Graph, value: Value, fed: frozenset[int]) -> list[Constant]:
+    """The constants that a value is computed from, where it is computed from nothing else."""
+    found: list[Constant] = []
+    stack, seen = [value], {value.name}
+    while stack:
+        value = stack.pop()
+        if value.constant is not None:
+            found.append(value.constant)
+        elif value.producer is None or value.producer in fed:
+            return []
+        else:
+            node = graph.nodes[value.producer]
+            found.extend(node.consts.values())
+            new = [v for v in (*node.data, *node.captures) if v.name not in seen]
+            seen.update(v.name for v in new)
+            stack.extend(new)
+    return found
 
 
 def _per_channel(operand: Constant) -> bool:
@@ -58,7 +100,7 @@ def _per_channel(operand: Constant) -> bool:
 
 
 def _bias_of_product(graph: Graph, node: Node, operand: Constant) -> bool:
-    producer = graph.producer(node.data[0])
+    producer = graph.producer(node.data[0]) if node.data else None
     return node.op == "shift" and len(operand.shape) == 1 and producer is not None and producer.op == "matmul"
 
 
@@ -69,6 +111,8 @@ def multiply_adds(nodes: Iterable[Node], shapes: Shapes) -> int | None:
         rule = RULES.get(node.op)
         if rule is None:
             continue
+        if not (node.data and node.outputs):
+            return None
         count = rule(node, shapes)
         if count is None:
             return None
@@ -91,13 +135,14 @@ def _known(shape: tuple[Dim, ...] | None) -> tuple[int, ...] | None:
 def _conv(node: Node, shapes: Shapes) -> int | None:
     out = _known(shapes.get(node.output.name))
     weight = node.consts.get("weight")
-    taps = prod(weight.shape[1:]) if weight is not None else None
-    return None if out is None or taps is None else prod(out) * taps
+    taps = _known(shapes.get(node.data[1].name)) if weight is None and len(node.data) > 1 else None
+    taps = weight.shape if weight is not None else taps
+    return None if out is None or taps is None else prod(out) * prod(taps[1:])
 
 
 def _conv_transpose(node: Node, shapes: Shapes) -> int | None:
     inner = _known(shapes.get(node.data[0].name))
-    weight = node.data[1].constant if len(node.data) > 1 else None
+    weight = node.consts.get("weight")
     return None if inner is None or weight is None else prod(inner) * prod(weight.shape[1:])
 
 
@@ -106,7 +151,7 @@ def _product(node: Node, shapes: Shapes) -> int | None:
     left = _known(shapes.get(node.data[0].name))
     if out is None or not left:
         return None
-    inner = left[-2] if node.op == "linear" and node.attrs.get("transA", 0) else left[-1]
+    inner = left[0] if node.op == "linear" and node.attrs.get("transA", 0) else left[-1]
     return prod(out) * inner
 
 

@@ -1,23 +1,26 @@
 """The view of an ONNX model: protobuf in, `Graph` out, nothing copied and nothing changed.
 
-Invariant: `Node.native` is the NodeProto itself, so an edit finds the very object it talks about. Names are the edges, as
-in the format; a name that is read and never made (an outer scope, a malformed file) becomes a value without producer.
+Invariant: `Node.native` is the NodeProto itself, so an edit finds the very object it talks about. Names are the edges,
+as in the format; a name that is read and never made (an outer scope, a malformed file) is a value without producer.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from rewriter.errors import InputError
-from rewriter.graph.canonical import Canonical, Raw, canonical
+from rewriter.graph.canonical import Canonical, Raw, canonical, cast_type, element_type
+from rewriter.graph.constants import RULES as RESOLVED
 from rewriter.graph.constants import resolve
-from rewriter.graph.tensors import constant_of, dtype_name
+from rewriter.graph.tensors import constant_of, shown
 from rewriter.graph.view import Constant, Dim, Graph, Node, Value
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -25,12 +28,22 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 Declared: TypeAlias = "Mapping[str, tuple[str | None, tuple[Dim, ...] | None]]"
 """The outputs of the model with the types it declares for them."""
 
-# Operators whose result has the element type of their first data input: all that a region may hold, and what stands
-# between regions most often. A type that cannot be told stays unknown, and rules that need it refuse.
+# Operators whose result has the element type of their data inputs: all that a region may hold, and what stands between
+# regions most often. A type that cannot be told stays unknown, and rules that need it refuse.
 KEEPS_TYPE = frozenset(
-    """conv conv_transpose bn scale shift add sub sum mul div neg identity dropout relu leaky_relu silu sigmoid tanh
-    avg_pool max_pool pad concat slice reshape transpose squeeze unsqueeze resize softmax gelu hardswish clip""".split()
+    """conv conv_transpose linear matmul bn scale shift add sub sum mul div neg identity dropout relu leaky_relu silu
+    sigmoid tanh avg_pool max_pool globalaveragepool globalmaxpool pad concat slice split gather reshape flatten
+    transpose squeeze unsqueeze expand resize softmax layer_norm reducemean reducesum gelu hardswish hardsigmoid clip
+    exp sqrt erf depthtospace spacetodepth""".split()  # noqa: SIM905
 )
+# Of these only the first input; of the others any of them tells.
+FIRST_ONLY = frozenset(
+    """bn slice gather reshape squeeze unsqueeze expand resize pad reducemean reducesum split dropout
+    layer_norm""".split()  # noqa: SIM905
+)
+ONE_TYPE = {"conv": "weight", "conv_transpose": "weight", "scale": "factor", "shift": "term", "bn": "scale"}
+SAME_FOR_ALL = frozenset({"split"})
+"""Operators all of whose outputs have one type."""
 
 
 def view(
@@ -42,33 +55,52 @@ def view(
 ) -> Graph:
     """A picture of `model`, of its main graph.
 
-    `nodes` stands in for the stored node list (an edit in progress), `folder` is where external data lies and `made` are
-    constants of earlier rounds that are not stored yet. Raises InputError where the graph has a cycle.
+    `nodes` stands in for the stored node list (an edit in progress), `folder` is where external data lies and `made`
+    are constants of earlier rounds that are not stored yet. Raises InputError where the graph has a cycle, or two
+    values of one name.
     """
-    return _Builder.of(model, nodes, folder, made or {}).build()
+    with _collector_off():
+        return _Builder.of(model, nodes, folder, made or {}).build()
+
+
+@contextmanager
+def _collector_off() -> Generator[None]:
+    """Nothing that is built here is garbage, and looking for it again and again takes a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """The attributes as Python values; tensors and graphs as protobuf, texts decoded, types by their canonical name."""
-    return {attribute.name: _attribute(attribute) for attribute in node.attribute}
+    """The attributes as Python values, texts decoded; tensors, graphs and what has no type stay protobuf."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        kind = attribute.type
+        if kind == _INTS:
+            found[attribute.name] = tuple(attribute.ints)
+        elif kind == _INT:
+            found[attribute.name] = attribute.i
+        elif kind == _FLOAT:
+            found[attribute.name] = attribute.f
+        else:
+            found[attribute.name] = _OTHERS.get(kind, _as_it_is)(attribute)
+    return found
 
 
-def _attribute(attribute: AttributeProto) -> Any:
-    match attribute.type:
-        case AttributeProto.INT:
-            return dtype_name(attribute.i) if attribute.name == "to" else attribute.i
-        case AttributeProto.FLOAT:
-            return attribute.f
-        case AttributeProto.STRING:
-            return attribute.s.decode(errors="replace")
-        case AttributeProto.INTS:
-            return tuple(attribute.ints)
-        case AttributeProto.FLOATS:
-            return tuple(attribute.floats)
-        case AttributeProto.TENSOR:
-            return attribute.t
-        case _:
-            return attribute
+def _as_it_is(attribute: AttributeProto) -> AttributeProto:
+    return attribute
+
+
+_INT, _FLOAT, _INTS = AttributeProto.INT, AttributeProto.FLOAT, AttributeProto.INTS
+_OTHERS: Mapping[int, Callable[[AttributeProto], Any]] = {
+    AttributeProto.STRING: lambda attribute: attribute.s.decode(errors="replace"),
+    AttributeProto.FLOATS: lambda attribute: tuple(attribute.floats),
+    AttributeProto.TENSOR: lambda attribute: attribute.t,
+}
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -81,26 +113,40 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def captured_names(node: NodeProto) -> set[str]:
-    """The outer names that the bodies of `node` read, at any depth (names that the body itself defines are its own)."""
+    """The outer names that the bodies of `node` read, at any depth (what a body has defined before is its own)."""
     found: set[str] = set()
     for body in bodies(node):
         own = {i.name for i in body.input} | {t.name for t in body.initializer}
-        own |= {o for inner in body.node for o in inner.output}
-        read = {name for inner in body.node for name in inner.input} | {o.name for o in body.output}
+        own |= {t.values.name for t in body.sparse_initializer}
         for inner in body.node:
+            found.update(name for name in inner.input if name not in own)
             if inner.attribute:
-                read |= captured_names(inner)
-        found |= read - own
+                found |= captured_names(inner) - own
+            own.update(inner.output)
+        found.update(o.name for o in body.output if o.name not in own)
     found.discard("")
     return found
 
 
-def sorted_nodes(nodes: Sequence[NodeProto], names: Sequence[tuple[str, ...]]) -> list[int]:
+def producers(nodes: Sequence[NodeProto], taken: Set[str] = frozenset()) -> dict[str, int]:
+    """Which node makes a name. InputError where two make it, or it is `taken`: no reading of such a graph is right."""
+    found: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        for name in node.output:
+            if name in found or name in taken:
+                raise InputError(f"two values of the graph are called {shown(name)}; rename one of them")
+            if name:
+                found[name] = i
+    return found
+
+
+def topological(
+    nodes: Sequence[NodeProto], reads: Sequence[Sequence[str]], producer: Mapping[str, int]
+) -> Sequence[int]:
     """Indices of `nodes` so that each stands after what it reads; the stored order wherever that is legal."""
-    producer = {output: i for i, node in enumerate(nodes) for output in node.output if output}
-    needs = [{producer[name] for name in read if name in producer} for read in names]
-    if all(max(need, default=-1) < i for i, need in enumerate(needs)):
-        return list(range(len(nodes)))
+    if all([producer.get(name, -1) < i for i, names in enumerate(reads) for name in names]):
+        return range(len(nodes))
+    needs = [sorted({producer[name] for name in names if name in producer}) for names in reads]
     order: list[int] = []
     state = bytearray(len(nodes))  # 0 new, 1 entered, 2 done
     for start in range(len(nodes)):
@@ -115,22 +161,47 @@ def sorted_nodes(nodes: Sequence[NodeProto], names: Sequence[tuple[str, ...]]) -
                 stack.pop()
             else:
                 state[top] = 1
-                waiting = [need for need in sorted(needs[top]) if state[need] != 2]
+                waiting = [need for need in needs[top] if state[need] != 2]
                 if any(state[need] == 1 for need in waiting):
-                    raise InputError(f"node {nodes[top].name or top}: the graph has a cycle through it")
+                    raise InputError(f"node {shown(nodes[top].name or top)}: the graph has a cycle through it")
                 stack.extend(reversed(waiting))
     return order
 
 
 def value_type(info: ValueInfoProto) -> tuple[str | None, tuple[Dim, ...] | None]:
-    """Element type and shape that the model declares for a value."""
+    """Element type and shape that the model declares for a value; None for what it does not say or nobody knows."""
     if not info.type.HasField("tensor_type"):
         return None, None
     tensor = info.type.tensor_type
+    dtype = element_type(tensor.elem_type)
     if not tensor.HasField("shape"):
-        return dtype_name(tensor.elem_type), None
-    dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-    return dtype_name(tensor.elem_type), dims
+        return dtype, None
+    return dtype, tuple(_dim(d) for d in tensor.shape.dim)
+
+
+def _dim(dim: TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for what they do not know
+    return dim.dim_param or None
+
+
+def scope_of(node: NodeProto) -> str:
+    """The path of the module that a node comes from, as "/model.22/cv2": from its name, else from what dynamo notes."""
+    if "/" in node.name:
+        return node.name.rpartition("/")[0]
+    for entry in node.metadata_props:
+        if entry.key == "namespace":  # ": pkg.Net/model: pkg.Stack/model.0: pkg.Conv/conv2d: aten.conv2d.default"
+            return _path_of(entry.value)
+    return ""
+
+
+def _path_of(namespace: str) -> str:
+    path, outer = "", ""
+    for part in namespace.split("/")[:-1]:
+        inner = part.partition(":")[0]
+        path += f"/{inner.removeprefix(outer + '.')}" if inner else ""
+        outer = inner
+    return path
 
 
 @dataclass(slots=True)
@@ -138,139 +209,197 @@ class _Builder:
     """The state of one building pass; it lives only inside `view`."""
 
     model: ModelProto
-    protos: list[NodeProto]
-    order: list[int]
-    captured: list[tuple[str, ...]]
+    folder: Path | None
+    protos: Sequence[NodeProto]
+    inputs: Sequence[Sequence[str]]
+    attrs: Sequence[dict[str, Any]]
+    captured: Mapping[int, tuple[str, ...]]  # position of a node with bodies -> what they read here
+    order: Sequence[int]
+    stored: Mapping[str, TensorProto]
     constants: dict[str, Constant]
     opset: int
-    read_by: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    all_captured: set[str] = field(default_factory=set[str])
+    overruled: frozenset[str]  # operators of the default domain that the model defines itself
+    declared: Declared
+    read_by: dict[str, list[int]]
+    all_captured: frozenset[str]
     values: dict[str, Value] = field(default_factory=dict[str, Value])
 
     @classmethod
     def of(
         cls, model: ModelProto, nodes: Sequence[NodeProto] | None, folder: Path | None, made: Mapping[str, Constant]
     ) -> _Builder:
-        protos = list(model.graph.node if nodes is None else nodes)
-        captured = [tuple(sorted(captured_names(n))) if n.attribute else () for n in protos]
-        names = [(*n.input, *c) for n, c in zip(protos, captured, strict=True)]
-        inputs = {i.name for i in model.graph.input}
-        constants = {t.name: constant_of(t, folder) for t in model.graph.initializer if t.name not in inputs}
+        graph = model.graph
+        protos = list(graph.node if nodes is None else nodes)
+        inputs = [list(n.input) for n in protos]
+        attrs = [attributes(n) for n in protos]
+        captured = {i: tuple(sorted(captured_names(protos[i]))) for i, a in enumerate(attrs) if _has_bodies(a)}
+        reads = [(*names, *captured.get(i, ())) for i, names in enumerate(inputs)] if captured else inputs
+        given = {i.name for i in graph.input}
+        stored = {t.name: t for t in graph.initializer if t.name not in given}
+        order = topological(protos, reads, producers(protos, given | stored.keys() | made.keys()))
         opset = max((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS), default=1)
-        return cls(model, protos, sorted_nodes(protos, names), captured, constants | dict(made), opset)
+        overruled = frozenset(f.name for f in model.functions if f.domain in DEFAULT_DOMAINS)
+        return cls(
+            model, folder, protos, inputs, attrs, captured, order, stored, dict(made), opset, overruled,
+            declared={o.name: value_type(o) for o in graph.output},
+            read_by=_readers(reads, order),
+            all_captured=frozenset(name for names in captured.values() for name in names),
+        )  # fmt: skip
 
     def build(self) -> Graph:
-        for index, position in enumerate(self.order):
-            for name in self.protos[position].input:
-                if name:
-                    self.read_by[name].append(index)
-            for name in self.captured[position]:
-                self.read_by[name].append(index)
-                self.all_captured.add(name)
-        graph = self.model.graph
-        output_names = {o.name: value_type(o) for o in graph.output}
-        inputs = tuple(self._input(info, output_names) for info in graph.input)
-        nodes = tuple(self._node(i, position, output_names) for i, position in enumerate(self.order))
-        outputs = tuple(self._value(o.name, None, output_names) for o in graph.output)
+        inputs = tuple(self._input(info) for info in self.model.graph.input)
+        nodes = tuple([self._node(i, position) for i, position in enumerate(self.order)])
+        outputs = tuple(self._value(o.name) for o in self.model.graph.output)
         return Graph(nodes, self.values, inputs, outputs, self.opset)
 
-    def _input(self, info: ValueInfoProto, outputs: Declared) -> Value:
+    def _input(self, info: ValueInfoProto) -> Value:
         dtype, shape = value_type(info)
-        return self._make(info.name, None, outputs, dtype=dtype, shape=shape, is_input=True)
+        return self._make(info.name, None, None, dtype, shape, is_input=True)
 
-    def _value(self, name: str, producer: int | None, outputs: Declared) -> Value:
+    def _value(self, name: str) -> Value:
+        """What stands behind a name that is read."""
         known = self.values.get(name)
-        if known is not None:
-            return known
-        constant = self.constants.get(name)
-        dtype = constant.dtype if constant else None
-        shape = constant.shape if constant else None
-        return self._make(name, producer, outputs, dtype=dtype, shape=shape, constant=constant)
+        return known if known is not None else self._make(name, None, self._constant(name), None)
 
-    def _make(self, name: str, producer: int | None, outputs: Declared, **known: Any) -> Value:
+    def _constant(self, name: str) -> Constant | None:
+        tensor = self.stored.get(name)
+        if tensor is not None and name not in self.constants:
+            self.constants[name] = constant_of(tensor, self.folder)
+        return self.constants.get(name)
+
+    def _make(
+        self,
+        name: str,
+        producer: int | None,
+        constant: Constant | None,
+        dtype: str | None,
+        shape: tuple[Dim, ...] | None = None,
+        is_input: bool = False,
+    ) -> Value:
+        is_output = name in self.declared
+        if constant is not None:
+            dtype, shape = constant.dtype, constant.shape
+        if is_output:  # what the model declares stands in for what is not known
+            declared = self.declared[name]
+            dtype, shape = dtype or declared[0], declared[1] if shape is None else shape
         readers = tuple(self.read_by.get(name, ()))
-        if name in outputs:  # what the model declares stands in for what is not known
-            dtype, shape = outputs[name]
-            known["dtype"] = known.get("dtype") or dtype
-            known["shape"] = shape if known.get("shape") is None else known["shape"]
-        value = Value(name, producer, readers, is_output=name in outputs, captured=name in self.all_captured, **known)
+        captured = name in self.all_captured
+        value = Value(name, producer, readers, is_input, is_output, captured, constant, shape, dtype)
         self.values[name] = value
         return value
 
-    def _node(self, index: int, position: int, outputs: Declared) -> Node:
-        proto = self.protos[position]
-        inputs = [self._value(name, None, outputs) if name else None for name in proto.input]
-        attrs = attributes(proto) if proto.attribute else {}
-        self._resolve(proto, inputs, attrs)
-        extra = sum(1 for name in proto.output[1:] if name and (name in self.read_by or name in outputs))
-        reading = self._canonical(proto, inputs, attrs, extra)
-        dtype = self._result_type(reading)
-        made = tuple(
-            self._output(name, index, dtype if i == 0 else None, outputs) for i, name in enumerate(proto.output)
-        )
-        captures = tuple(self._value(name, None, outputs) for name in self.captured[position])
-        scope = proto.name.rpartition("/")[0]
+    def _node(self, index: int, position: int) -> Node:
+        proto, values, attrs = self.protos[position], self.values, self.attrs[position]
+        inputs = [(values.get(name) or self._value(name)) if name else None for name in self.inputs[position]]
+        names = list(proto.output)
+        reading = self._reading(proto, inputs, attrs, names)
+        dtype = _result_type(reading, self.opset)
+        if len(names) == 1:
+            outputs = (self._output(names[0], index, dtype),)
+        else:
+            same = reading.op in SAME_FOR_ALL
+            outputs = tuple([self._output(n, index, dtype if same or i == 0 else None) for i, n in enumerate(names)])
+        captures = tuple([self._value(name) for name in self.captured[position]]) if position in self.captured else ()
         return Node(
-            index, reading.op, proto.name, reading.data, made, reading.consts, reading.attrs, scope, proto,
-            reading.problem, captures,
+            index, reading.op, proto.name, reading.data, outputs, reading.consts, reading.attrs, scope_of(proto),
+            proto, reading.problem, captures,
         )  # fmt: skip
 
-    def _canonical(self, proto: NodeProto, inputs: list[Value | None], attrs: dict[str, Any], extra: int) -> Canonical:
-        if proto.domain in DEFAULT_DOMAINS:
-            return canonical(Raw(proto.op_type, inputs, attrs, extra, self.opset))
-        op = f"{proto.domain}.{proto.op_type}".lower()
-        return Canonical(op, tuple(v for v in inputs if v is not None), {}, attrs)
-
-    def _resolve(self, proto: NodeProto, inputs: list[Value | None], attrs: dict[str, Any]) -> None:
-        """Record the constant that this node makes, where it makes one."""
-        if proto.domain not in DEFAULT_DOMAINS or len(proto.output) != 1:
-            return
-        name = proto.output[0]
-        if proto.op_type == "Constant":
-            constant = _constant_node(proto, attrs)
+    def _reading(
+        self, proto: NodeProto, inputs: list[Value | None], attrs: dict[str, Any], outputs: Sequence[str]
+    ) -> Canonical:
+        op, domain = proto.op_type, proto.domain
+        if domain not in DEFAULT_DOMAINS or op in self.overruled:
+            own = f"{domain or 'ai.onnx'}.{op}".lower()
+            return Canonical(own, tuple([v for v in inputs if v is not None]), {}, attrs)
+        named, extra = len(outputs), 0
+        if named == 1:
+            self._resolve(op, outputs[0], inputs, attrs)
         else:
+            named = sum(1 for name in outputs if name)
+            extra = sum(1 for name in outputs[1:] if name and (name in self.read_by or name in self.declared))
+        return canonical(Raw(op, inputs, attrs, named, extra, self.opset))
+
+    def _resolve(self, op: str, name: str, inputs: list[Value | None], attrs: dict[str, Any]) -> None:
+        """Record the constant that a node makes, where it makes one."""
+        if op == "Constant":
+            constant = _constant_node(name, attrs, self.folder)
+        elif op in RESOLVED:
             consts = [v.constant for v in inputs if v is not None and v.constant is not None]
             if not consts or len(consts) != len(inputs):
                 return
-            constant = resolve(proto.op_type, name, consts, attrs)
-        if constant is not None:
+            constant = resolve(op, name, consts, attrs | {"to": cast_type(attrs)} if op == "Cast" else attrs)
+        else:
+            return
+        if constant is not None and name:
             self.constants[name] = constant
 
-    def _output(self, name: str, index: int, dtype: str | None, outputs: Declared) -> Value:
+    def _output(self, name: str, index: int, dtype: str | None) -> Value:
         if not name:
             return Value("", index, ())
-        constant = self.constants.get(name)
-        if constant is not None:
-            return self._make(name, index, outputs, dtype=constant.dtype, shape=constant.shape, constant=constant)
-        return self._make(name, index, outputs, dtype=dtype)
+        return self._make(name, index, self.constants.get(name), dtype)
 
-    def _result_type(self, reading: Canonical) -> str | None:
-        if reading.op == "cast":
-            return reading.attrs.get("to")
-        if reading.op not in KEEPS_TYPE:
+
+def _has_bodies(attrs: Mapping[str, Any]) -> bool:
+    """Whether there may be graphs among the attributes, which stay protobuf."""
+    return any([type(content) is AttributeProto for content in attrs.values()])
+
+
+def _readers(reads: Sequence[Sequence[str]], order: Sequence[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for index, position in enumerate(order):
+        for name in reads[position]:
+            if name in found:
+                found[name].append(index)
+            else:
+                found[name] = [index]
+    found.pop("", None)
+    return found
+
+
+def _result_type(reading: Canonical, opset: int) -> str | None:
+    """The element type of the first output, where the operator and what it reads tell it."""
+    op = reading.op
+    if op == "cast":
+        return reading.attrs.get("to")
+    if op not in KEEPS_TYPE:
+        return None
+    for value in reading.data[:1] if op in FIRST_ONLY else reading.data:
+        if value.dtype is not None:
+            return value.dtype
+    role = ONE_TYPE.get(op)
+    if role is None or (op == "bn" and opset > 14):  # the parameters of a batch norm may be of another type since 15
+        return None
+    constant = reading.consts.get(role)
+    return None if constant is None else constant.dtype
+
+
+def _constant_node(name: str, attrs: Mapping[str, Any], folder: Path | None) -> Constant | None:
+    """A Constant node whose content is a tensor, numbers or one number; texts and sparse tensors are not known."""
+    if len(attrs) != 1:
+        return None
+    ((key, content),) = attrs.items()
+    if key == "value":
+        return constant_of(content, folder, name=name) if isinstance(content, TensorProto) else None
+    wanted = _NUMBERS.get(key)
+    if wanted is None:
+        return None
+    kind, several = wanted
+    if several:
+        if not isinstance(content, tuple) or not all(isinstance(n, kind) for n in cast("tuple[Any, ...]", content)):
             return None
-        weight = reading.consts.get("weight")
-        if weight is not None:
-            return weight.dtype
-        return reading.data[0].dtype if reading.data else None
+    elif not isinstance(content, kind):
+        return None
+    array = np.asarray(content, dtype=np.float32 if kind is float else np.int64)
+    return Constant(name, array.shape, array.dtype.name, lambda: array)
 
 
-def _constant_node(proto: NodeProto, attrs: Mapping[str, Any]) -> Constant | None:
-    """A Constant node whose content is a tensor, a number or a list of numbers; texts and sparse tensors are not known."""
-    import numpy as np
-
-    if "value" in attrs:
-        return constant_of(attrs["value"], None, name=proto.output[0])
-    for key, dtype in (
-        ("value_float", "float32"),
-        ("value_int", "int64"),
-        ("value_floats", "float32"),
-        ("value_ints", "int64"),
-    ):
-        if key in attrs:
-            array = np.asarray(attrs[key], dtype=dtype)
-            return Constant(proto.output[0], array.shape, dtype, lambda: array)
-    return None
+_NUMBERS = {
+    "value_float": (float, False),
+    "value_int": (int, False),
+    "value_floats": (float, True),
+    "value_ints": (int, True),
+}
 
 
 def live_names(nodes: Iterable[NodeProto], roots: Iterable[str]) -> set[str]:
