@@ -12,7 +12,7 @@ is needed is not known there is no figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import TypeAlias
 
@@ -31,19 +31,24 @@ WEIGHTED = frozenset({"conv", "conv_transpose"})
 
 def parameters(graph: Graph, nodes: Iterable[Node]) -> dict[str, int]:
     """The stored tensors that `nodes` read as parameters, with their number of elements."""
-    found: dict[str, int] = {}
+    return {name: size for _, read in parameters_by_node(graph, nodes) for name, size in read.items()}
+
+
+def parameters_by_node(graph: Graph, nodes: Iterable[Node]) -> Iterator[tuple[Node, dict[str, int]]]:
+    """The same for each node by itself; a tensor that several read is named with each."""
     fed: frozenset[int] | None = None
     for node in nodes:
         constants = _constants_of(graph, node)
         for value in _computed_of(node):
             fed = _fed(graph) if fed is None else fed
             constants += _behind(graph, value, fed)
+        found: dict[str, int] = {}
         for constant in constants:
             for name in constant.stored:
                 stored = (graph.values[name].constant if name in graph.values else None) or constant
                 if stored.dtype in FLOATS:
                     found[name] = stored.size
-    return found
+        yield node, found
 
 
 def _constants_of(graph: Graph, node: Node) -> list[Constant]:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rewriter.graph.constants import FLOATS
-from rewriter.graph.view import Constant, Graph, Node, Value
+from rewriter.graph import measure
+from rewriter.graph.view import Graph, Node, Value
 
 DEEPENING = frozenset({"conv", "conv_transpose", "linear", "matmul", "gemm"})
 """A path is as long as it has of these."""
@@ -22,12 +22,6 @@ POOLS = frozenset({"avg_pool", "max_pool", "lppool"})
 
 # What hands every element on unchanged but for its type: converters to half precision put casts around a Resize.
 ELEMENTS_KEPT = frozenset({"identity", "dropout", "cast"})
-
-# Operators all of whose float constants are parameters, but for running statistics.
-WEIGHTED = DEEPENING | frozenset(
-    {"bn", "layer_norm", "instancenormalization", "groupnormalization", "prelu", "rmsnormalization"}
-)
-STATISTICS = frozenset({"mean", "var"})
 
 
 @dataclass(frozen=True)
@@ -95,25 +89,25 @@ class Cones:
 
     def parameters(self, mask: int) -> int:
         """Float elements of the stored tensors that only those nodes read as parameters, each tensor once."""
-        return sum(self.graph.values[name].constant.size for name in self.tensors(mask))  # type: ignore[union-attr]
+        return sum(size for size, readers in self._parameters.values() if not readers & ~mask)
 
     def tensors(self, mask: int) -> list[str]:
         """The names of those tensors."""
-        return [name for name, readers in self._parameter_readers.items() if not readers & ~mask]
+        return [name for name, (_, readers) in self._parameters.items() if not readers & ~mask]
 
     @cached_property
     def _bits(self) -> Mapping[str, int]:
         return {value.name: 1 << i for i, value in enumerate(self.outputs)}
 
     @cached_property
-    def _parameter_readers(self) -> Mapping[str, int]:
-        """Stored parameter -> the outputs that need a reader of it; one bit more stands for readers nobody needs."""
+    def _parameters(self) -> Mapping[str, tuple[int, int]]:
+        """Stored parameter -> its size, and the outputs that need a reader of it; one bit more stands for nobody."""
         nobody = 1 << len(self.outputs)
-        found: dict[str, int] = {}
-        for node in self.graph.nodes:
-            for constant in parameter_constants(self.graph, node):
-                for name in stored(self.graph, constant):
-                    found[name] = found.get(name, 0) | (self.needed[node.index] or nobody)
+        found: dict[str, tuple[int, int]] = {}
+        for node, read in measure.parameters_by_node(self.graph, self.graph.nodes):
+            for name, size in read.items():
+                _, readers = found.get(name, (size, 0))
+                found[name] = size, readers | (self.needed[node.index] or nobody)
         return found
 
 
@@ -177,48 +171,3 @@ def _enlarged(graph: Graph, value: Value) -> bool:
     while producer is not None and producer.op in ELEMENTS_KEPT and producer.data:
         producer = graph.producer(producer.data[0])
     return producer is not None and producer.op == "resize"
-
-
-# --- parameters ------------------------------------------------------------------------------------------------------
-
-
-def parameter_constants(graph: Graph, node: Node) -> list[Constant]:
-    """The float constants that `node` reads as weight, bias, scale, shift or norm parameter."""
-    if node.op in ("scale", "shift"):
-        found = [c for c in node.consts.values() if _per_channel(c) or _bias_of_matmul(graph, node, c)]
-    elif node.op in WEIGHTED:
-        found = [c for role, c in node.consts.items() if role not in STATISTICS]
-        found += [value.constant for value in node.data if value.constant is not None]
-    else:
-        return []
-    return [constant for constant in found if constant.dtype in FLOATS and constant.size > 0]
-
-
-def _per_channel(constant: Constant) -> bool:
-    """One number per channel, with spatial axes behind; grids of anchors and lone factors are arithmetic."""
-    wide = [axis for axis, extent in enumerate(constant.shape) if extent != 1]
-    return len(wide) == 1 and 0 < len(constant.shape) - 1 - wide[0] <= 3 and wide[0] <= 1
-
-
-def _bias_of_matmul(graph: Graph, node: Node, constant: Constant) -> bool:
-    producer = graph.producer(node.data[0])
-    return producer is not None and producer.op == "matmul" and constant.shape[-1:] == (constant.size,)
-
-
-def stored(graph: Graph, constant: Constant) -> list[str]:
-    """The stored tensors behind a constant, through the nodes that compute it (an Identity, a Transpose, …)."""
-    found: list[str] = []
-    seen: set[str] = set()
-    stack = [constant.name]
-    while stack:
-        value = graph.values.get(stack.pop())
-        if value is None or value.name in seen or value.constant is None or value.constant.dtype not in FLOATS:
-            continue
-        seen.add(value.name)
-        producer = graph.producer(value)
-        if producer is None or producer.op == "constant":
-            found.append(value.name)
-        else:
-            stack.extend(v.name for v in producer.data)
-            stack.extend(c.name for c in producer.consts.values())
-    return found

@@ -17,7 +17,7 @@ from typing import Any
 
 from rewriter.graph.view import Value
 from rewriter.language.syntax import Apply, Binary, Expr, Name, Not, Number, Vote
-from rewriter.matching.cones import DEEPENING, Cones, parameter_constants
+from rewriter.matching.cones import DEEPENING, Cones
 from rewriter.matching.predicates import Reading
 from rewriter.matching.where import holds
 from rewriter.reporting.record import VoteRecord
@@ -58,9 +58,9 @@ class Facts:
     @cached_property
     def macs(self) -> int:
         """Per output pixel: the weight elements that the nodes of this group alone multiply with."""
-        nodes = (n for n in self.cones.exclusive(self.mask) if n.op in DEEPENING)
-        weights = (c for node in nodes for c in parameter_constants(self.cones.graph, node))
-        return sum(weight.size for weight in weights if len(weight.shape) > 1)
+        nodes = [n for n in self.cones.exclusive(self.mask) if n.op in DEEPENING]
+        weights = (node.consts.get("weight") for node in nodes)
+        return sum(weight.size for weight in weights if weight is not None)
 
     @cached_property
     def segments(self) -> frozenset[str]:
