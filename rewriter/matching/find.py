@@ -1,11 +1,12 @@
 """Matches of one pattern in one graph: anchors, the longest reading at each, and refusals where it nearly matched.
 
-Invariant: matching changes nothing, keeps nothing and names nothing by position; a `Match` or a `Refusal` is a value, and
-both are in reverse topological order of their anchors.
+Invariant: matching changes nothing, keeps nothing and names nothing by position; a `Match` or a `Refusal` is a value,
+and both are in reverse topological order of their anchors.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from rewriter.matching import sums
 from rewriter.matching.predicates import attribute
 from rewriter.matching.program import Program, compile_body
 from rewriter.matching.region import Region
-from rewriter.matching.walk import Walk, walk
+from rewriter.matching.sums import Walk
+from rewriter.matching.walk import Search, depths
 from rewriter.matching.where import Bindings, holds
 
 
@@ -57,30 +59,46 @@ def find(graph: Graph, query: Query, anchors: Iterable[int] | None = None) -> li
     `anchors` restricts it to nodes of these indices. Nodes inside a match found further down are passed over: they are
     asked for again, by their indices, when that match turns out to be refused.
     """
-    firsts = query.program.first_ops()
-    wanted = (firsts - {"sum"}) | (sums.SUM_OPS if "sum" in firsts else frozenset())
+    search = Search(graph, query.name)
+    firsts = query.program.firsts
+    wanted = (firsts - {"sum"}) | (sums.SUM_OPS if "sum" in firsts else frozenset[str]())
     indices = range(len(graph.nodes)) if anchors is None else sorted(anchors)
     covered: set[int] = set()
-    results: list[Match | Refusal] = []
+    results: list[_Found] = []
     for index in reversed(indices):
         node = graph.nodes[index]
         if node.op not in wanted or index in covered or not node.outputs:
             continue
-        if node.op in sums.SUM_OPS and node.op not in firsts and not sums.is_root(graph, node):
+        if node.op in sums.SUM_OPS and not sums.is_root(graph, node):
             continue
-        found = at(graph, query, node)
-        if found is None:
-            continue
+        found = _at(search, query, node)
         results.append(found)
-        if isinstance(found, Match):
-            covered.update(n.index for n in found.region.nodes)
-    return results
+        if isinstance(found.result, Match):
+            covered.update(n.index for n in found.result.region.nodes)
+    exits = {found.result.region.exit.name for found in results if isinstance(found.result, Match)}
+    return [found.result for found in results if found.result is not None and not found.settled(exits)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one anchor gave, and the sum that it led to."""
+
+    result: Match | Refusal | None
+    sum_at: Value | None = None
+
+    def settled(self, exits: set[str]) -> bool:
+        """A refusal behind a sum which then matched by itself, leaving operands over, is none."""
+        return isinstance(self.result, Refusal) and self.sum_at is not None and self.sum_at.name in exits
 
 
 def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
     """The longest match whose exit `node` makes; None where nothing but its operator fits."""
-    walked = walk(graph, query.program, node.output, outermost=True)
-    near = walked.met_sum if "sum" in query.program.first_ops() else walked.depth > 0
+    return _at(Search(graph, query.name), query, node).result
+
+
+def _at(search: Search, query: Query, node: Node) -> _Found:
+    walked = search.at_exit(query.program, node.output)
+    near = walked.sum_at is not None if "sum" in query.program.firsts else walked.depth > 0
     refusal = walked.near_miss if near else None
     for reading in sorted(walked.walks, key=lambda w: -len(w.nodes)):
         match = _match(query, node.output, reading)
@@ -88,9 +106,9 @@ def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
             continue
         false = next((clause for clause in query.pattern.where if not holds(clause, match.bindings)), None)
         if false is None:
-            return match
+            return _Found(match, walked.sum_at)
         refusal = Refusal(Reason.WHERE, match.region.name, f"{match.words}: {expression_text(false)} is false")
-    return refusal
+    return _Found(refusal, walked.sum_at)
 
 
 def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:
@@ -98,14 +116,14 @@ def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:
         return None
     unique = {n.index: n for n in reading.nodes}
     nodes = tuple(unique[i] for i in sorted(unique))
-    labels: dict[str, tuple[Node, ...]] = {}
+    labels: dict[str, dict[int, Node]] = {}
     for label, node in reading.labels:
-        labels[label] = (*labels.get(label, ()), node)
-    counts: dict[str, int] = {}
+        labels.setdefault(label, {})[node.index] = node
+    counts = Counter(node.op for node in nodes)
     for name, count in reading.counts:
-        counts[name] = counts.get(name, 0) + count
-    region = Region(reading.entry, exit_, nodes, reading.rest)
-    return Match(query, region, labels, counts, reading.words)
+        counts[name] += count
+    bound = {label: tuple(found[i] for i in sorted(found)) for label, found in labels.items()}
+    return Match(query, Region(reading.entry, exit_, nodes, reading.rest), bound, dict(counts), reading.words)
 
 
 def query_of(pattern: Pattern, chains: Mapping[str, Chain], params: Mapping[str, Any], cost_gate: bool) -> Query:
@@ -119,32 +137,26 @@ def select(
 ) -> tuple[list[Match], list[tuple[Match, Match]]]:
     """Disjoint matches, and each loser with the winner that covers it; `taken` are nodes that have an owner already.
 
-    By priority, then interior size, then topological depth (nearest to the outputs first), then what was matched in words;
-    the order in which patterns were given decides only between equal candidates (pattern-language.md, Semantics 8).
+    By priority, then interior size, then topological depth (nearest to the outputs first), then what was matched in
+    words; the order in which patterns were given decides only between equal candidates (pattern-language.md, Semantics
+    8). Depths are counted only where matches overlap.
     """
-    depths = _depths(graph)
+    claims = Counter(n.index for match in matches for n in match.region.nodes)
+    disputed = any(count > 1 or index in taken for index, count in claims.items())
+    depth = depths(graph) if disputed else [0] * len(graph.nodes)
 
     def urgency(match: Match) -> tuple[int, int, int, str]:
         region = match.region
-        return -match.query.pattern.priority, -len(region.nodes), -depths[region.nodes[-1].index], match.words
+        return -match.query.pattern.priority, -len(region.nodes), -depth[region.nodes[-1].index], match.words
 
     owner = dict(taken)
     winners: list[Match] = []
     losers: list[tuple[Match, Match]] = []
     for match in sorted(matches, key=urgency):
-        rival = next((owner[n.index] for n in match.region.nodes if n.index in owner), None)
-        if rival is not None:
-            losers.append((match, rival))
+        rivals = [owner[n.index] for n in match.region.nodes if n.index in owner]
+        if rivals:
+            losers.append((match, min(rivals, key=urgency)))
             continue
         winners.append(match)
         owner.update((n.index, match) for n in match.region.nodes)
     return winners, losers
-
-
-def _depths(graph: Graph) -> list[int]:
-    """Of each node, the nodes on the longest path to it: the same however the file is ordered or named."""
-    depths: list[int] = []
-    for node in graph.nodes:
-        makers = [v.producer for v in (*node.data, *node.captures) if v.producer is not None]
-        depths.append(1 + max((depths[i] for i in makers), default=0))
-    return depths

@@ -1,19 +1,21 @@
 """What predicates and `where` clauses read off a node: `k`, `pad`, `value`, `depthwise`, …
 
-Invariant: reading an attribute never fails; one that a node does not have, or that is not one number, is None, and every
-comparison with it is false. Per-axis attributes compare per axis: all axes must agree.
+Invariant: reading an attribute never fails; one that is not known, or not one number, is None, and every comparison
+with it is false. One that the operator does not have is (), no axes at all, and every comparison with it is true.
+Per-axis attributes compare per axis: all axes must agree.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from rewriter.errors import Reason
 from rewriter.graph.view import Constant, Node
+from rewriter.graph.vocabulary import OPERATORS
 from rewriter.language.syntax import OpAtom, Predicate
 
 Scalar: TypeAlias = "int | float | str | bool"
@@ -31,6 +33,8 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 def attribute(node: Node, name: str) -> Reading:
     """The attribute of a node by the name pattern files use; per-axis ones as tuples."""
+    if not _has(node.op, name):
+        return ()
     rule = ATTRIBUTES.get(name)
     if rule is not None:
         return rule(node)
@@ -38,24 +42,51 @@ def attribute(node: Node, name: str) -> Reading:
     return found if isinstance(found, int | float | str | bool) else None
 
 
-def compare(op: str, left: Reading, right: Reading) -> bool:
-    """`left op right`, per axis where one of them is; false where either is unknown."""
+def _has(op: str, name: str) -> bool:
+    operator = OPERATORS.get(op)
+    return operator is not None and operator.attribute(name) is not None
+
+
+def compare(op: str, left: Any, right: Any) -> bool:
+    """`left op right`, per axis where one of them is; false where either is unknown, true where either is absent."""
     if left is None or right is None:
         return False
-    lefts = left if isinstance(left, tuple) else None
-    rights = right if isinstance(right, tuple) else None
-    if lefts is None and rights is None:
+    if left == () or right == ():
+        return True
+    if not isinstance(left, tuple) and not isinstance(right, tuple):
         return _scalar(op, left, right)
-    width = len(lefts if lefts is not None else rights or ())
-    pairs = zip(lefts or (left,) * width, rights or (right,) * width, strict=False)
-    if lefts is not None and rights is not None and len(lefts) != len(rights):
+    pairs = aligned(left, right)
+    if pairs is None:
         return False
     verdicts = [_scalar(op, a, b) for a, b in pairs]
     return any(verdicts) if op == "!=" else all(verdicts)
 
 
+def aligned(left: Any, right: Any) -> list[tuple[Any, Any]] | None:
+    """Two operands axis by axis: one number is the same on every axis, and pads have two sides on each axis.
+
+    None where the axes do not correspond.
+    """
+    sides = _axes_of(left), _axes_of(right)
+    width = max(map(len, sides)) if all(sides) else 0
+    lefts, rights = (_widened(side, width) for side in sides)
+    return None if lefts is None or rights is None else list(zip(lefts, rights, strict=True))
+
+
+def _axes_of(operand: Any) -> tuple[Any, ...]:
+    return cast("tuple[Any, ...]", operand) if isinstance(operand, tuple) else (operand,)
+
+
+def _widened(side: tuple[Any, ...], width: int) -> tuple[Any, ...] | None:
+    if len(side) == 1 or width == 0:
+        return side[:1] * width
+    if 2 * len(side) == width:
+        return tuple(element for element in side for _ in range(2))
+    return side if len(side) == width else None
+
+
 def _scalar(op: str, left: Any, right: Any) -> bool:
-    if isinstance(left, str) != isinstance(right, str) and op not in ("=", "!="):
+    if left is None or right is None or (isinstance(left, str) != isinstance(right, str) and op not in ("=", "!=")):
         return False
     return bool(COMPARISONS[op](left, right))
 
@@ -84,9 +115,8 @@ def _failed(predicate: Predicate, node: Node) -> str | None:
     if predicate.op is None:
         return None if found is True else f"it is not {predicate.name}"
     wanted: Reading = predicate.value
-    if isinstance(predicate.value, str):  # another attribute of the same node, else the word itself
-        other = attribute(node, predicate.value)
-        wanted = predicate.value if other is None else other
+    if isinstance(predicate.value, str) and _has(node.op, predicate.value):  # another attribute of the same node
+        wanted = attribute(node, predicate.value)
     if compare(predicate.op, found, wanted):
         return None
     return f"its {predicate.name} is {_shown(found)}, the pattern wants {predicate.name}{predicate.op}{predicate.value}"
@@ -141,35 +171,44 @@ def _value(node: Node) -> Reading:
 
 def _window(node: Node) -> tuple[int, ...] | None:
     weight = node.consts.get("weight")
-    return None if weight is None else weight.shape[2:]
+    if weight is not None:
+        return weight.shape[2:] or None
+    return tuple(node.attrs.get("window", ())) or None  # pools have no weight
 
 
 def _reach(node: Node) -> tuple[int, ...] | None:
     window, dilations = _window(node), node.attrs.get("dilations")
-    return None if window is None or dilations is None else tuple(d * (k - 1) + 1 for k, d in zip(window, dilations, strict=True))
+    if window is None or dilations is None or len(window) != len(dilations):
+        return None
+    return tuple(d * (k - 1) + 1 for k, d in zip(window, dilations, strict=True))
 
 
 def _axes(name: str) -> Callable[[Node], Reading]:
     def rule(node: Node) -> Reading:
-        found = node.attrs.get(name)
-        return tuple(found) if isinstance(found, tuple) else None
+        return tuple(node.attrs.get(name, ())) or None
 
     return rule
 
 
 def _pad(node: Node) -> Reading:
-    pads = node.attrs.get("pads")
-    return None if pads is None else tuple(p for axis in pads for p in axis)
+    return tuple(p for axis in node.attrs.get("pads", ()) for p in axis) or None
 
 
 def _channels_out(node: Node) -> Reading:
-    weight = node.consts.get("weight")
-    return None if weight is None else weight.shape[0]
+    return _channels(node, given=True)
 
 
 def _channels_in(node: Node) -> Reading:
+    return _channels(node, given=False)
+
+
+def _channels(node: Node, *, given: bool) -> int | None:
+    """A conv's weight is (out, in / groups, *window), a transposed one's (in, out / groups, *window)."""
     weight = node.consts.get("weight")
-    return None if weight is None else weight.shape[1] * int(node.attrs.get("groups", 1))
+    if weight is None or len(weight.shape) < 2:
+        return None
+    whole_first = given == (node.op != "conv_transpose")
+    return weight.shape[0] if whole_first else weight.shape[1] * int(node.attrs.get("groups", 1))
 
 
 def _depthwise(node: Node) -> Reading:

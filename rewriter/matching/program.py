@@ -1,17 +1,18 @@
 """Pattern bodies compiled for matching: small automata that walk from a value backward to where it comes from.
 
-Invariant: compiling loses nothing and decides nothing; a `Program` accepts exactly the sequences its body describes, read
-from the exit towards the entry. Earlier edges of a state are preferred, so repetition is greedy.
+Invariant: compiling loses nothing and decides nothing; a `Program` accepts exactly the sequences its body describes,
+read from the exit towards the entry. Earlier edges of a state are preferred, so repetition is greedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from rewriter.errors import UsageError
 from rewriter.language.syntax import (
+    Atom,
     Body,
     Branch,
     Call,
@@ -26,16 +27,25 @@ from rewriter.language.syntax import (
     Seq,
 )
 
+MAX_READINGS = 64
+"""Ways to read one sum, with each inner sum that may end bare closed or opened; patterns have one to four."""
+
+SIGNS: Mapping[str, int] = {"": 1, "-": -1, "±": 0}
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A branch of a sum: its sign (+1, -1, or 0 for both), its bounds and the program of one operand."""
+    """A branch of a sum: its sign (+1, -1, or 0 for both), its bounds and the program of one operand.
+
+    `within` are the branches whose sums were opened to reach it, outermost first.
+    """
 
     name: str
     sign: int
     least: int
     most: int | None
     program: Program
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,46 +60,28 @@ Step: TypeAlias = OpAtom | SumStep
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """From a state to `target`: over `step`, or over nothing where it is None."""
+    """From a state to `target`: over `step`, or over nothing where it is None.
+
+    What is stepped over goes by the names in `labels`; `mark` is the label of a chain that is entered here.
+    """
 
     step: Step | None
     target: int
+    labels: tuple[str, ...] = ()
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """States are indices into `edges`; `start` stands at the exit, `accept` at the entry."""
+    """States are indices into `edges`; `start` stands at the exit, `accept` at the entry.
+
+    `firsts` are the operators one of which must stand at the exit ("sum" for a sum).
+    """
 
     edges: tuple[tuple[Edge, ...], ...]
     start: int
     accept: int
-
-    @property
-    def accepting(self) -> frozenset[int]:
-        """The states from which nothing more needs to stand on the way to the entry."""
-        reaching = {self.accept}
-        while True:
-            more = {s for s, edges in enumerate(self.edges) if any(e.step is None and e.target in reaching for e in edges)}
-            if more <= reaching:
-                return frozenset(reaching)
-            reaching |= more
-
-    def first_ops(self) -> frozenset[str]:
-        """The operators one of which must stand at the exit ("sum" for a sum)."""
-        ops: set[str] = set()
-        seen: set[int] = set()
-        stack = [self.start]
-        while stack:
-            state = stack.pop()
-            if state in seen:
-                continue
-            seen.add(state)
-            for edge in self.edges[state]:
-                if edge.step is None:
-                    stack.append(edge.target)
-                else:
-                    ops.add(edge.step.op if isinstance(edge.step, OpAtom) else "sum")
-        return frozenset(ops)
+    firsts: frozenset[str]
 
 
 def compile_body(body: Body, chains: Mapping[str, Chain]) -> Program:
@@ -97,13 +89,33 @@ def compile_body(body: Body, chains: Mapping[str, Chain]) -> Program:
     compiler = _Compiler(chains)
     accept = compiler.state()
     start = compiler.body(body, accept)
-    return Program(tuple(tuple(edges) for edges in compiler.edges), start, accept)
+    return Program(tuple(tuple(edges) for edges in compiler.edges), start, accept, _firsts(compiler.edges, start))
+
+
+def _firsts(edges: Sequence[Sequence[Edge]], start: int) -> frozenset[str]:
+    ops: set[str] = set()
+    seen: set[int] = set()
+    stack = [start]
+    while stack:
+        state = stack.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        for edge in edges[state]:
+            if edge.step is None:
+                stack.append(edge.target)
+            else:
+                ops.add(edge.step.op if isinstance(edge.step, OpAtom) else "sum")
+    return frozenset(ops)
 
 
 @dataclass(slots=True)
 class _Compiler:
+    """`labels` are the labels of the chains that are being written out."""
+
     chains: Mapping[str, Chain]
     edges: list[list[Edge]] = field(default_factory=list[list[Edge]])
+    labels: tuple[str, ...] = ()
 
     def state(self) -> int:
         self.edges.append([])
@@ -125,64 +137,106 @@ class _Compiler:
 
     def item(self, item: Item, after: int) -> int:
         if item.repeat is Repeat.ONCE:
-            return self.atom(item, after)
+            return self.atom(item.atom, after)
         loop = self.state()
         target = after if item.repeat is Repeat.OPTIONAL else loop
-        first = self.atom(item, target)
+        first = self.atom(item.atom, target)
         self.edges[loop] = [Edge(None, first), Edge(None, after)]
         return first if item.repeat is Repeat.SOME else loop
 
-    def atom(self, item: Item, after: int) -> int:
-        match item.atom:
+    def atom(self, atom: Atom, after: int) -> int:
+        match atom:
             case Pass():
                 return after
             case Group(body):
                 return self.body(body, after)
-            case Call(chain):
-                return self.body(self.chains[chain].body, after)
+            case Call():
+                return self.call(atom, after)
             case OpAtom():
-                return self.step(item.atom, after)
+                return self.step(atom, after, atom.label)
             case Junction("sum", branches):
-                return self.step(SumStep(tuple(self.arms(b) for b in opened(branches))), after)
-            case Junction() | LinearRegion():
-                kind = item.atom.kind if isinstance(item.atom, Junction) else "linear-region"
-                raise UsageError(f"this version of fxrewrite cannot match '{kind}' yet (line {item.atom.pos.line})")
+                return self.step(SumStep(tuple(self.readings(branches))), after)
+            case Junction(kind):
+                raise UsageError(f"this version of fxrewrite cannot match '{kind}' yet (line {atom.pos.line})")
+            case LinearRegion():
+                raise UsageError(f"this version of fxrewrite cannot match 'linear-region' yet (line {atom.pos.line})")
 
-    def step(self, step: Step, after: int) -> int:
+    def call(self, call: Call, after: int) -> int:
+        """A chain written out. Its label counts how often it is entered, and stands for every node in it."""
+        body = self.chains[call.chain].body
+        if call.label is None:
+            return self.body(body, after)
+        outer, self.labels = self.labels, (*self.labels, call.label)
+        first = self.body(body, after)
+        self.labels = outer
+        enter = self.state()
+        self.edges[enter] = [Edge(None, first, mark=call.label)]
+        return enter
+
+    def step(self, step: Step, after: int, label: str | None = None) -> int:
         state = self.state()
-        self.edges[state] = [Edge(step, after)]
+        labels = self.labels if label is None else (*self.labels, label)
+        self.edges[state] = [Edge(step, after, labels, mark=label)]
         return state
 
-    def arms(self, branches: tuple[Branch, ...]) -> tuple[Arm, ...]:
-        signs = {"": 1, "-": -1, "±": 0}
-        return tuple(Arm(b.name, signs[b.sign], b.least, b.most, compile_body(b.body, self.chains)) for b in branches)
+    def readings(self, branches: Sequence[Branch]) -> list[tuple[Arm, ...]]:
+        """The arms of a sum, as written and with inner sums opened.
 
+        The view flattens sums of sums, so `sum { a: sum { b: … } -> scale? }` also means `sum { b: … }`; where nothing
+        can follow the inner sum, it means only that.
+        """
+        ways: list[tuple[Arm, ...]] = [()]
+        for branch in branches:
+            ways = [(*way, *option) for option in self.options(branch) for way in ways]
+            if len(ways) > MAX_READINGS:
+                raise UsageError(
+                    f"a sum with more than {MAX_READINGS} readings of its inner sums (line {branch.pos.line})"
+                )
+        return ways
 
-def opened(branches: tuple[Branch, ...]) -> list[tuple[Branch, ...]]:
-    """A sum's branches, and the same with each inner sum that may end bare opened into the outer one.
+    def options(self, branch: Branch) -> list[tuple[Arm, ...]]:
+        """One branch as arms of the outer sum."""
+        sign = SIGNS[branch.sign]
+        closed = Arm(branch.name, sign, branch.least, branch.most, compile_body(branch.body, self.chains))
+        if branch.most != 1:
+            return [(closed,)]
+        inner = [self.inner_sum(seq) for seq in branch.body.alternatives]
+        opened = [
+            tuple(replace(arm, sign=arm.sign * sign, within=(branch.name, *arm.within)) for arm in way)
+            for found in inner
+            if found is not None
+            for way in self.readings(found[0].branches)
+        ]
+        if any(found is None or found[1] for found in inner):
+            return [(closed,), *opened]
+        return [*opened, ()] if branch.least == 0 else opened
 
-    The view flattens sums of sums, so `sum { a: sum { b: … } -> scale? }` also means `sum { b: … }`.
-    """
-    readings = [branches]
-    for branch in branches:
-        inner = _bare_inner_sum(branch)
-        if inner is None:
-            continue
-        lifted = tuple(replace(b, sign=_combined(branch.sign, b.sign)) for b in inner.branches)
-        readings += [tuple(x for b in reading for x in (lifted if b is branch else (b,))) for reading in readings]
-    return readings
+    def inner_sum(self, seq: Seq) -> tuple[Junction, bool] | None:
+        """The sum that a branch is, where it may end bare, and whether something may follow it."""
+        first, *rest = seq.items
+        if first.repeat is not Repeat.ONCE or not all(self.nullable(item) for item in rest):
+            return None
+        atom = first.atom
+        body = (
+            self.chains[atom.chain].body if isinstance(atom, Call) else atom.body if isinstance(atom, Group) else None
+        )
+        if body is not None and len(body.alternatives) == 1:
+            found = self.inner_sum(body.alternatives[0])
+            return None if found is None else (found[0], found[1] or bool(rest))
+        return (atom, bool(rest)) if isinstance(atom, Junction) and atom.kind == "sum" else None
 
+    def nullable(self, item: Item) -> bool:
+        if item.repeat in (Repeat.OPTIONAL, Repeat.ANY):
+            return True
+        match item.atom:
+            case Pass():
+                return True
+            case Group(body):
+                return self.nullable_body(body)
+            case Call(chain):
+                return self.nullable_body(self.chains[chain].body)
+            case _:
+                return False
 
-def _bare_inner_sum(branch: Branch) -> Junction | None:
-    if (branch.least, branch.most) != (1, 1) or len(branch.body.alternatives) != 1:
-        return None
-    first, *rest = branch.body.alternatives[0].items
-    ends_bare = all(item.repeat in (Repeat.OPTIONAL, Repeat.ANY) for item in rest)
-    is_sum = isinstance(first.atom, Junction) and first.atom.kind == "sum" and first.repeat is Repeat.ONCE
-    return first.atom if is_sum and ends_bare and isinstance(first.atom, Junction) else None
-
-
-def _combined(outer: str, inner: str) -> str:
-    if "±" in (outer, inner):
-        return "±"
-    return "" if outer == inner else "-"
+    def nullable_body(self, body: Body) -> bool:
+        return any(all(self.nullable(item) for item in seq.items) for seq in body.alternatives)

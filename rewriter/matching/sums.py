@@ -1,22 +1,44 @@
-"""Sums of any nesting as signed operands, and the operands grouped into the branches of a pattern over one entry.
+"""Sums of any nesting as signed operands, and which of the operands over one entry go to which branch of a pattern.
 
-The one idea: flattening makes order, nesting and commutation vanish; walking each operand back gives its possible
-entries; the entry that most operands share makes the group. The cost is linear in the number of operands.
-Invariant: an operand that is the entry itself is an identity branch; one with another entry is a residual and stays.
+The one idea: flattening makes order, nesting and commutation vanish, and assignment is a flow between the few kinds of
+operands and the branches; so the cost is linear in the number of operands, whatever their order.
+Invariant: nothing here walks; what the operands can be read as is given, and no name decides anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
 
-from rewriter.errors import Reason, Refusal
+from rewriter.errors import Refusal
 from rewriter.graph.view import Graph, Node, Value
-from rewriter.matching import walk as walking
-from rewriter.matching.predicates import attribute, is_transparent, uniform
-from rewriter.matching.program import Arm, SumStep
+from rewriter.matching.predicates import is_transparent, uniform
+from rewriter.matching.program import Arm
 
 SUM_OPS = frozenset({"add", "sub", "sum"})
+
+SHOWN = 4
+"""Operands that a refusal names."""
+
+Labels: TypeAlias = tuple[tuple[str, Node], ...]
+Counts: TypeAlias = tuple[tuple[str, int], ...]
+Rest: TypeAlias = tuple[tuple[int, Value], ...]
+"""Sign and value of operands that stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One way to read a value as a body over `entry`; `nodes` in walking order (exit first)."""
+
+    entry: Value
+    nodes: tuple[Node, ...]
+    labels: Labels
+    counts: Counts
+    words: str  # "conv->bn", in the direction of the data; "" for the bare entry
+    rest: Rest = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +49,9 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A sum without its nesting: exit = sum(sign * operand) + constants; `nodes` are the tree, exit first."""
+    """A sum without its nesting: root = sum(sign * operand) + constants; `nodes` are the tree, exit first."""
 
+    root: Value
     operands: tuple[Operand, ...]
     nodes: tuple[Node, ...]
 
@@ -39,7 +62,16 @@ class Candidate:
 
     index: int
     arm: int
-    walk: walking.Walk
+    walk: Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Every reading of every operand as some arm, and what stopped the walks that got furthest, the furthest first."""
+
+    arms: tuple[Arm, ...]
+    candidates: tuple[Candidate, ...]
+    stopped: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +80,10 @@ class Grouped:
 
     entry: Value
     nodes: tuple[Node, ...]  # the tree and every operand's way, in no particular order
-    labels: tuple[tuple[str, Node], ...]
-    counts: tuple[tuple[str, int], ...]
+    labels: Labels
+    counts: Counts
     words: str
-    rest: tuple[tuple[int, Value], ...]
+    rest: Rest
 
 
 def is_sum(node: Node) -> bool:
@@ -60,8 +92,16 @@ def is_sum(node: Node) -> bool:
 
 def is_root(graph: Graph, node: Node) -> bool:
     """A sum that is not itself an operand of a larger one."""
-    readers = graph.readers(node.output)
-    return not (node.output.private and is_sum(readers[0]))
+    return not (node.output.private and is_sum(graph.nodes[node.output.readers[0]]))
+
+
+def title(graph: Graph, value: Value) -> str:
+    """What a user finds in the file: the node that makes a value, or its own name where that node has none."""
+    producer = graph.producer(value)
+    return (producer.name if producer is not None else "") or value.name
+
+
+# --- flattening ------------------------------------------------------------------------------------------------------
 
 
 def flatten(graph: Graph, root: Value) -> Flat:
@@ -70,41 +110,50 @@ def flatten(graph: Graph, root: Value) -> Flat:
     nodes: list[Node] = []
     stack = [(1, root)]
     while stack:
-        sign, value = stack.pop()
-        inner = _inside(graph, value, value is root)
-        if inner is None:
-            operands.append(Operand(sign, value))
-            continue
-        signs, chain = inner
+        outer, value = stack.pop()
+        flips, chain, below = _inside(graph, value, value is root)
+        sign = outer * flips
         nodes.extend(chain)
-        last = chain[-1]
-        sign *= signs
-        seconds = -sign if last.op == "sub" else sign
-        stack.extend((seconds if position else sign, v) for position, v in reversed(list(enumerate(last.data))))
-    return Flat(tuple(operands), tuple(nodes))
+        if not chain or not is_sum(chain[-1]):
+            operands.append(Operand(sign, below))
+            continue
+        total = chain[-1]
+        seconds = -sign if total.op == "sub" else sign
+        stack.extend((seconds if position else sign, v) for position, v in reversed(list(enumerate(total.data))))
+    return Flat(root, tuple(operands), tuple(nodes))
 
 
-def _inside(graph: Graph, value: Value, free: bool) -> tuple[int, list[Node]] | None:
-    """The way from `value` down to a sum that belongs to the same tree, with its sign; None where it is an operand."""
-    sign = 1
-    chain: list[Node] = []
-    while True:
+def _inside(graph: Graph, value: Value, free: bool) -> tuple[int, list[Node], Value]:
+    """The way from `value` down to a sum of the same tree: its sign, its nodes and the sum's value.
+
+    Where no sum is below, `value` is an operand, or what is left of it without changes of sign.
+    """
+    sign, chain, operand = 1, list[Node](), (1, 0, value)
+    bare = True  # only changes of sign so far
+    while free or value.private:
         node = graph.producer(value)
-        if node is None or node.problem is not None or not (free or value.private):
-            return None
+        if node is None or node.problem is not None:
+            break
         free = False
-        chain.append(node)
         if is_sum(node):
-            return sign, chain
-        step = _sign_of(node)
-        if step is None:
-            return None
-        sign *= step
+            return sign, [*chain, node], value
+        flips = _sign_of(node)
+        if flips is None:
+            break
+        sign *= flips
+        chain.append(node)
         value = node.data[0]
+        bare = bare and (node.op == "neg" or is_transparent(node))
+        if bare and node.op == "neg":
+            operand = sign, len(chain), value
+    sign, length, value = operand
+    return sign, chain[:length], value
 
 
 def _sign_of(node: Node) -> int | None:
     """+1 or -1 where the node hands its input on up to sign and a constant, so that the sum goes on below it."""
+    if len(node.data) != 1:
+        return None
     if is_transparent(node):
         return 1
     if node.op == "neg":
@@ -116,213 +165,205 @@ def _sign_of(node: Node) -> int | None:
     return None
 
 
-def group(graph: Graph, step: SumStep, root: Value, *, leftovers: bool) -> Grouped | Refusal:
-    """The largest group of operands under one entry that fits the arms, by the reading that takes most operands.
-
-    `leftovers` allows operands that are in no arm: they stay, as `rest`.
-    """
-    flat = flatten(graph, root)
-    best: Grouped | None = None
-    refusal: Refusal | None = None
-    for arms in step.readings:
-        found = _group(graph, flat, arms, root, leftovers)
-        if isinstance(found, Refusal):
-            refusal = refusal or found
-        elif best is None or len(found.rest) < len(best.rest):
-            best = found
-    return best or refusal or Refusal(Reason.COUNT, root.name, "the sum has no branches")
+# --- operands of one entry --------------------------------------------------------------------------------------------
 
 
-def _group(graph: Graph, flat: Flat, arms: Sequence[Arm], root: Value, leftovers: bool) -> Grouped | Refusal:
-    read = _read_operands(graph, flat, arms)
-    by_entry: dict[str, tuple[Value, list[Candidate]]] = {}
-    for candidate in read.candidates:
-        entry = candidate.walk.entry
-        by_entry.setdefault(entry.name, (entry, []))[1].append(candidate)
-    order = _operand_order(flat, read.candidates)
-    refusal: Refusal | None = None
-    for entry, readings in sorted(by_entry.values(), key=lambda found: _entry_rank(*found)):
-        if -_entry_rank(entry, readings)[0] < 2:
-            break  # no entry has two operands from here on
-        assigned = assign(arms, readings, order)
-        if isinstance(assigned, str):
-            refusal = refusal or Refusal(Reason.COUNT, root.name, f"from {entry.name}: {assigned}")
-            continue
-        taken = {c.index for c in assigned}
-        if len(taken) < len(flat.operands) and not leftovers:
-            stays = next(o for i, o in enumerate(flat.operands) if i not in taken)
-            detail = f"operand {stays.value.name} does not start from {entry.name}"
-            refusal = refusal or Refusal(Reason.ENTRY, root.name, detail)
-            continue
-        return _grouped(flat, arms, assigned, entry)
-    return refusal or _no_entry(flat, read, root)
+def described(graph: Graph, flat: Flat, candidates: Sequence[Candidate]) -> str:
+    """What the operands are, as far as they could be read: how many entries they have, and the first few of them."""
+    longest: dict[int, Walk] = {}
+    for c in sorted(candidates, key=lambda c: len(c.walk.nodes)):
+        longest[c.index] = c.walk
+    starts = [longest[i].entry if i in longest else o.value for i, o in enumerate(flat.operands)]
+    words = [longest[i].words or "pass" if i in longest else "read as no branch" for i in range(len(starts))]
+    shown = [f"{title(graph, start)} ({text})" for start, text in zip(starts[:SHOWN], words, strict=False)]
+    if len(starts) > SHOWN:
+        shown.append(f"{len(starts) - SHOWN} more")
+    count = len({start.name for start in starts})
+    entries = "1 entry" if count == 1 else f"{count} entries"
+    return f"{len(starts)} operands from {entries}, {' and '.join((', '.join(shown[:-1]), shown[-1]))}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Every reading of every operand as some arm, and by operand what stopped the walk that got furthest."""
-
-    candidates: list[Candidate]
-    near_misses: list[tuple[int, Refusal]]  # (nodes that the walk had consumed, why it stopped)
-
-
-def _read_operands(graph: Graph, flat: Flat, arms: Sequence[Arm]) -> _Read:
-    read = _Read([], [])
-    for index, operand in enumerate(flat.operands):
-        stopped: tuple[int, Refusal] | None = None
-        for position, arm in enumerate(arms):
-            if arm.sign not in (0, operand.sign):
-                continue
-            walked = walking.walk(graph, arm.program, operand.value)
-            read.candidates.extend(Candidate(index, position, w) for w in walked.walks)
-            if walked.near_miss is not None and (stopped is None or walked.depth > stopped[0]):
-                stopped = (walked.depth, walked.near_miss)
-        if stopped is not None:
-            read.near_misses.append(stopped)
-    return read
-
-
-def _entry_rank(entry: Value, readings: Sequence[Candidate]) -> tuple[int, int]:
-    """Most operands first (at most one of them bare), then nearest to the exit."""
-    bare = {c.index for c in readings if not c.walk.words}
+def size(readings: Sequence[Candidate]) -> int:
+    """How many operands a group can have: at most one of them is the bare entry."""
     others = {c.index for c in readings if c.walk.words}
-    count = len(others) + (1 if bare - others else 0)
-    return -count, -(entry.producer if entry.producer is not None else -1)
+    return len(others) + any(c.index not in others for c in readings)
 
 
-def _operand_order(flat: Flat, candidates: Sequence[Candidate]) -> list[int]:
+def operand_order(flat: Flat, candidates: Sequence[Candidate]) -> list[int]:
     """Operand indices by sign, kind, larger kernel, structure: nothing that renaming or reordering could change."""
-    structure: dict[int, tuple[int, str]] = {}
+    structure: dict[int, tuple[int, int, str]] = {}
     for c in candidates:
-        kernels = [k for n in c.walk.nodes if n.op == "conv" and isinstance(k := attribute(n, "k"), tuple)]
-        area = max((_product(k) for k in kernels), default=0)
-        key = (-area, c.walk.words)
+        area = max((prod(n.consts["weight"].shape[2:]) for n in c.walk.nodes if n.op == "conv"), default=0)
+        key = (-area, -len(c.walk.nodes), c.walk.words)
         structure[c.index] = min(structure.get(c.index, key), key)
-    none = (0, "")
-    return sorted(
-        range(len(flat.operands)), key=lambda i: (-flat.operands[i].sign, structure.get(i, none), i)
-    )
+    return sorted(structure, key=lambda i: (-flat.operands[i].sign, structure[i], i))
 
 
-def _product(extents: tuple[int, ...]) -> int:
-    total = 1
-    for extent in extents:
-        total *= extent
-    return total
+# --- widths ----------------------------------------------------------------------------------------------------------
+
+NO_WIDTH = 0
+"""Of a reading whose constants are provably not one number per channel."""
+
+
+def of_one_width(readings: list[Candidate]) -> list[Candidate]:
+    """The readings without those that provably have another number of channels than most: those broadcast, and stay."""
+    own = next((w for c in readings if (w := _entry_width(c.walk)) is not None), None)
+    widths = [_width(c.walk, own) for c in readings]
+    operands: dict[int, set[int]] = defaultdict(set)
+    for candidate, width in zip(readings, widths, strict=True):
+        if width is not None and width != NO_WIDTH:
+            operands[width].add(candidate.index)
+    if len(operands) < 2 and NO_WIDTH not in widths:
+        return readings
+    usual = max(operands, key=lambda width: (len(operands[width]), width), default=None)
+    return [c for c, width in zip(readings, widths, strict=True) if width is None or width == usual]
+
+
+def _entry_width(walk: Walk) -> int | None:
+    """The channels of the entry, where its shape or the first node that reads it says so."""
+    shape = walk.entry.shape
+    if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
+        return shape[1]
+    for node in reversed(walk.nodes):
+        if len(node.data) != 1 or node.data[0] is not walk.entry:
+            continue
+        if node.op == "conv":
+            return node.consts["weight"].shape[1] * int(node.attrs["groups"])
+        return node.consts["scale"].size if node.op == "bn" else None
+    return None
+
+
+def _width(walk: Walk, own: int | None) -> int | None:
+    """The channels that an operand gives, from the exit backward: of its last conv or norm, else of the entry."""
+    constants: list[int] = []
+    found = own
+    for node in walk.nodes:
+        if node.op == "conv":
+            found = node.consts["weight"].shape[0]
+            break
+        if node.op == "bn":
+            found = node.consts["scale"].size
+            break
+        if node.op not in ("identity", "scale", "shift", *SUM_OPS) and not is_transparent(node):
+            return None
+        constants += (constant.size for constant in node.consts.values())
+    odd = found is not None and any(size not in (1, found) for size in constants)
+    return NO_WIDTH if odd else found
+
+
+# --- assignment ------------------------------------------------------------------------------------------------------
+
+Kind: TypeAlias = tuple[int, ...]
+"""The arms that an operand fits, in declaration order; operands of a kind are exchanged freely."""
 
 
 def assign(arms: Sequence[Arm], readings: Sequence[Candidate], order: Sequence[int]) -> list[Candidate] | str:
-    """Operands to arms as a flow: every minimum first, then declaration order (augmenting paths).
+    """Operands to arms as a flow: every minimum first, then declaration order; at most one operand is the bare entry.
 
-    Gives the chosen readings, or in words which minimum cannot be met.
+    Gives the chosen readings by operand, or in words what cannot be met.
     """
     options: dict[int, dict[int, Candidate]] = {}
     for c in readings:
         options.setdefault(c.index, {}).setdefault(c.arm, c)
-    operands = _one_bare(options, order)
-    chosen: dict[int, int] = {}
-    for arm_index, arm in enumerate(arms):
-        for _ in range(arm.least):
-            if not _fill(arm_index, arms, options, operands, chosen):
-                have = sum(1 for a in chosen.values() if a == arm_index)
-                return f"branch '{arm.name}' needs {arm.least}, only {have} of {len(operands)} operands fit"
-    for index in operands:
-        if index not in chosen:
-            _place(index, arms, options, chosen, set())
-    if len(chosen) < 2:
-        return "a sum folds when at least two operands start from one value"
-    return [options[index][arm] for index, arm in sorted(chosen.items())]
+    best: list[Candidate] | str = "no operand fits a branch"
+    for operands in _with_one_bare(options, [i for i in order if i in options]):
+        kinds = {i: tuple(sorted(options[i])) for i in operands}
+        chosen = _Flow(arms, kinds).run()
+        if isinstance(chosen, str):
+            best = chosen if isinstance(best, str) else best
+        elif isinstance(best, str) or len(chosen) > len(best):
+            best = [options[i][arm] for i, arm in sorted(chosen.items())]
+    if not isinstance(best, str) and len(best) < 2:
+        return "only one of them fits a branch, and a sum folds from two on"
+    return best
 
 
-def _one_bare(options: dict[int, dict[int, Candidate]], order: Sequence[int]) -> list[int]:
-    """The operands in order, with at most one that is the entry itself."""
-    kept: list[int] = []
-    bare_seen = False
-    for index in order:
-        if index not in options:
-            continue
-        bare = all(not c.walk.words for c in options[index].values())
-        if not (bare and bare_seen):
-            kept.append(index)
-        bare_seen |= bare
-    return kept
+def _with_one_bare(options: Mapping[int, Mapping[int, Candidate]], order: Sequence[int]) -> Iterator[list[int]]:
+    """The operands in order with at most one that is the entry itself: each kind of those gets its turn."""
+    bare = [i for i in order if all(not c.walk.words for c in options[i].values())]
+    if len(bare) < 2:
+        yield list(order)
+        return
+    others = set(order).difference(bare)
+    kinds: dict[Kind, int] = {}
+    for index in bare:
+        kinds.setdefault(tuple(sorted(options[index])), index)
+    for kept in kinds.values():
+        yield [i for i in order if i in others or i == kept]
 
 
-def _fill(
-    arm: int,
-    arms: Sequence[Arm],
-    options: dict[int, dict[int, Candidate]],
-    operands: Sequence[int],
-    chosen: dict[int, int],
-) -> bool:
-    """Give one more operand to `arm`: a free one, else one whose place another can take."""
-    for index in operands:
-        if index not in chosen and arm in options[index]:
-            chosen[index] = arm
-            return True
-    for index in operands:
-        held = chosen.get(index)
-        if held is not None and held != arm and arm in options[index]:
-            spare = next((i for i in operands if i not in chosen and held in options[i]), None)
-            above_least = sum(1 for a in chosen.values() if a == held) > arms[held].least
-            if spare is not None or above_least:
-                chosen[index] = arm
-                if spare is not None:
-                    chosen[spare] = held
+class _Flow:
+    """Operands on their way into arms. Steps depend on the numbers of arms and kinds, never on that of operands."""
+
+    def __init__(self, arms: Sequence[Arm], kinds: Mapping[int, Kind]) -> None:
+        self.arms = arms
+        self.kinds = kinds
+        self.rank = {index: rank for rank, index in enumerate(kinds)}
+        self.free: dict[Kind, deque[int]] = defaultdict(deque)
+        for index, kind in kinds.items():
+            self.free[kind].append(index)
+        self.held: list[dict[Kind, list[int]]] = [defaultdict(list) for _ in arms]
+        self.count = [0] * len(arms)
+
+    def run(self) -> dict[int, int] | str:
+        """Arm by operand; or which minimum cannot be met. Branches of exactly one take their pick first."""
+        for arm in sorted(range(len(self.arms)), key=lambda a: (self.arms[a].least, self.arms[a].most) != (1, 1)):
+            needed = self.arms[arm].least
+            while self.count[arm] < needed:
+                if not self._meet(arm):
+                    return f"branch '{self.arms[arm].name}' needs {needed} of them, {self.count[arm]} can be had"
+        for index, kind in self.kinds.items():
+            if self.free[kind] and self.free[kind][0] == index and not self._place(kind):
+                self.free[kind].clear()  # room only shrinks: its like find no place either
+        return {i: arm for arm, held in enumerate(self.held) for found in held.values() for i in found}
+
+    def _meet(self, wanting: int) -> bool:
+        """One more operand for an arm: a free one, else one that another arm holds and can replace."""
+        came: dict[int, tuple[int, Kind]] = {}
+        queue = [wanting]
+        for arm in queue:
+            heads = [found[0] for kind, found in self.free.items() if found and arm in kind]
+            if heads:
+                kind = self.kinds[min(heads, key=self.rank.__getitem__)]
+                self._hold(arm, kind, self.free[kind].popleft())
+                while arm != wanting:
+                    receiver, kind = came[arm]
+                    self._move(arm, receiver, kind)
+                    arm = receiver
                 return True
-    return False
+            for giver, held in enumerate(self.held):
+                kind = next((kind for kind, found in held.items() if found and arm in kind), None)
+                if kind is not None and giver != wanting and giver not in came:
+                    came[giver] = arm, kind
+                    queue.append(giver)
+        return False
 
-
-def _place(
-    index: int, arms: Sequence[Arm], options: dict[int, dict[int, Candidate]], chosen: dict[int, int], tried: set[int]
-) -> bool:
-    """Put an operand into the first arm with room, moving others along where that makes room."""
-    for arm in sorted(options[index]):
-        if arm in tried:
-            continue
-        tried.add(arm)
-        holders = [i for i, a in chosen.items() if a == arm]
-        most = arms[arm].most
-        if most is None or len(holders) < most:
-            chosen[index] = arm
-            return True
-        if most == 0:
-            continue
-        for holder in holders:
-            del chosen[holder]
-            if _place(holder, arms, options, chosen, tried):
-                chosen[index] = arm
+    def _place(self, kind: Kind) -> bool:
+        """The next operand of a kind into the first arm with room, moving others along where that makes room."""
+        came: dict[int, tuple[int, Kind]] = {}
+        queue = list(kind)
+        for arm in queue:
+            most = self.arms[arm].most
+            if most is None or self.count[arm] < most:
+                while arm in came:
+                    giver, moved = came[arm]
+                    self._move(giver, arm, moved)
+                    arm = giver
+                self._hold(arm, kind, self.free[kind].popleft())
                 return True
-            chosen[holder] = arm
-    return False
+            for other, found in self.held[arm].items():
+                for target in other if found else ():
+                    if target not in queue:
+                        came[target] = arm, other
+                        queue.append(target)
+        return False
 
+    def _hold(self, arm: int, kind: Kind, index: int) -> None:
+        self.held[arm][kind].append(index)
+        self.count[arm] += 1
 
-def _grouped(flat: Flat, arms: Sequence[Arm], assigned: Sequence[Candidate], entry: Value) -> Grouped:
-    taken = {c.index for c in assigned}
-    nodes = list(flat.nodes)
-    labels: list[tuple[str, Node]] = []
-    counts: list[tuple[str, int]] = []
-    parts: list[str] = []
-    for c in sorted(assigned, key=lambda c: (c.arm, c.walk.words)):
-        nodes += c.walk.nodes
-        labels += c.walk.labels
-        counts += [*c.walk.counts, (arms[c.arm].name, 1)]
-        sign = "-" if flat.operands[c.index].sign < 0 else ""
-        parts.append(f"{sign}{arms[c.arm].name} ({c.walk.words or 'bare'})")
-    rest = tuple((o.sign, o.value) for i, o in enumerate(flat.operands) if i not in taken)
-    return Grouped(entry, tuple(nodes), tuple(labels), tuple(counts), f"sum of {', '.join(parts)}", rest)
-
-
-def _no_entry(flat: Flat, read: _Read, root: Value) -> Refusal:
-    """Why there is no group: an operand that is read elsewhere or made by something else, or entries that differ."""
-    escape = next((r for _, r in read.near_misses if r.code is Reason.ESCAPE), None)
-    if escape is not None:
-        return escape
-    if not any(c.walk.words for c in read.candidates) and read.near_misses:
-        return max(read.near_misses, key=lambda miss: miss[0])[1]
-    words: dict[int, str] = {}
-    for c in sorted(read.candidates, key=lambda c: len(c.walk.nodes)):
-        words[c.index] = f"{c.walk.entry.name} ({c.walk.words or 'pass'})"
-    shown = " and ".join(words.get(i, o.value.name) for i, o in enumerate(flat.operands[:4]))
-    entries = len({c.walk.entry.name for c in read.candidates})
-    return Refusal(Reason.ENTRY, root.name, f"{len(flat.operands)} operands from {entries} entries: {shown}")
+    def _move(self, giver: int, receiver: int, kind: Kind) -> None:
+        """The smallest operand of a kind goes to another arm."""
+        self.held[receiver][kind].append(self.held[giver][kind].pop())
+        self.count[receiver] += 1
+        self.count[giver] -= 1

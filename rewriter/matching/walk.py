@@ -1,49 +1,68 @@
 """Walking a program backward through the graph, over single nodes and over whole sums.
 
 The one idea: an operand's producer may be consumed only when nobody else reads what it makes. A walk therefore yields,
-for each value it may stop at (a possible *entry*), the nodes on the way; everything else follows from choosing entries.
-Invariant: walks are bounded (`MAX_PATH` nodes) and use no recursion along the graph, only along the pattern's nesting.
+for each value it may stop at (a possible *entry*), the nodes on the way; the entry that most operands of a sum share
+makes their group, and everything else follows.
+Invariant: walks are bounded (`MAX_PATH` steps) and use no recursion along the graph, only along the pattern's nesting.
+An operand that is the entry itself is an identity branch; one with another entry, or that broadcasts, is a residual and
+stays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Graph, Node, Value
 from rewriter.language.syntax import OpAtom
-from rewriter.matching import sums
 from rewriter.matching.predicates import failed, is_transparent
-from rewriter.matching.program import Program, Step, SumStep
+from rewriter.matching.program import Arm, Edge, Program, SumStep
+from rewriter.matching.sums import (
+    SHOWN,
+    Candidate,
+    Counts,
+    Flat,
+    Grouped,
+    Labels,
+    Reading,
+    Rest,
+    Walk,
+    assign,
+    described,
+    flatten,
+    is_sum,
+    of_one_width,
+    operand_order,
+    size,
+    title,
+)
 
 MAX_PATH = 256
-"""Nodes on one walk; longer chains fold over several rounds."""
+"""Steps of one walk; longer chains fold over several rounds."""
+
+Spot: TypeAlias = tuple[int, str, bool]
+"""Where a walk stands: the state, the value, and whether what makes the value may be stepped over (`Trail.closed`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """The way from a start to `value`: a linked list, newest step first."""
+    """The way from a start to `value`: a linked list, newest step first. `length` counts steps; a sum is one.
+
+    `closed`: everything that reads `value` has been stepped over, so that its producer may be, too.
+    """
 
     value: Value
+    closed: bool
     nodes: tuple[Node, ...] = ()  # of this step: one node, or all of a sum with its operands
-    labels: tuple[tuple[str, Node], ...] = ()
-    counts: tuple[tuple[str, int], ...] = ()
+    labels: Labels = ()
+    counts: Counts = ()
     words: str = ""
-    rest: tuple[tuple[int, Value], ...] = ()  # operands of the sum at the exit that stay
+    rest: Rest = ()  # operands of the sum at the exit that stay
     parent: Trail | None = None
     length: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """One way to read a value as a body over `entry`; `nodes` in walking order (exit first)."""
-
-    entry: Value
-    nodes: tuple[Node, ...]
-    labels: tuple[tuple[str, Node], ...]
-    counts: tuple[tuple[str, int], ...]
-    words: str  # "conv->bn", in the direction of the data; "" for the bare entry
-    rest: tuple[tuple[int, Value], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,127 +71,200 @@ class Walked:
 
     walks: tuple[Walk, ...]
     near_miss: Refusal | None
-    depth: int  # nodes that the furthest failing walk had consumed
-    met_sum: bool  # some way led to a sum where the program wants one
+    depth: int  # steps that the furthest failing walk had taken
+    sum_at: Value | None  # the first sum that some way led to where the program wants one
 
 
-def walk(graph: Graph, program: Program, start: Value, *, outermost: bool = False) -> Walked:
-    """Every entry from which `start` can be read as the program's body.
+@dataclass(slots=True)
+class Search:
+    """One pattern looked for in one graph: what its walks share.
 
-    `outermost` says that `start` is the exit of the match: it may have any readers, and a sum standing directly at it
-    may leave operands over.
+    `dead` are spots of the pattern's own program from which an earlier walk has found no entry: whatever stands behind
+    them, no later one will. So a chain that leads nowhere is walked once and not once per node of it. `steps` counts
+    the spots visited.
     """
-    walker = _Walker(graph, program, outermost)
-    stack: list[tuple[int, Trail]] = [(program.start, Trail(start))]
-    found: dict[str, Walk] = {}
-    seen: set[tuple[int, str]] = set()
-    while stack:
-        state, trail = stack.pop()
-        if (state, trail.value.name) in seen:
-            continue
-        seen.add((state, trail.value.name))
-        if state == program.accept:
-            found.setdefault(trail.value.name, _finished(trail))
-        stack.extend(reversed(walker.onward(state, trail)))
-    return Walked(tuple(found.values()), walker.near_miss, walker.depth, walker.met_sum)
+
+    graph: Graph
+    name: str
+    dead: set[Spot] = field(default_factory=set[Spot])
+    steps: int = 0
+    _depths: list[int] | None = None
+
+    def depth(self, value: Value) -> int:
+        """Of a value, the nodes on the longest path to it."""
+        if self._depths is None:
+            self._depths = depths(self.graph)
+        return 0 if value.producer is None else self._depths[value.producer]
+
+    def at_exit(self, program: Program, exit_: Value) -> Walked:
+        """Every entry from which `exit_` can be read as the body of the pattern.
+
+        It may have any readers, and a sum standing directly at it may leave operands over.
+        """
+        walker = _Walker(self, program, outermost=True)
+        walks, seen = walker.run(exit_, self.dead)
+        if not walks:
+            limit = (
+                MAX_PATH // 2 if walker.cut else MAX_PATH
+            )  # half of a walk cut short is walked again, from further down
+            self.dead.update(spot for spot, length in seen.items() if 0 < length <= limit)
+        return Walked(walks, walker.near_miss, walker.depth, walker.sum_at)
+
+    def operand(self, program: Program, start: Value) -> Walked:
+        """The same of an operand, which nothing but its sum may read."""
+        walker = _Walker(self, program, outermost=False)
+        walks, _ = walker.run(start, set())
+        return Walked(walks, walker.near_miss, walker.depth, walker.sum_at)
+
+    def group(self, step: SumStep, root: Value, *, leftovers: bool) -> Grouped | Refusal:
+        """The largest group of operands under one entry that fits the arms, by the reading that takes most operands.
+
+        `leftovers` allows operands that are in no arm: they stay, as `rest`.
+        """
+        flat = flatten(self.graph, root)
+        best: Grouped | None = None
+        refusal: Refusal | None = None
+        for arms in step.readings:
+            found = _Grouping(self, flat, self._read(flat, arms), leftovers).choose()
+            if isinstance(found, Refusal):
+                refusal = refusal or found
+            elif best is None or len(found.rest) < len(best.rest):
+                best = found
+        return best or refusal or Refusal(Reason.COUNT, title(self.graph, root), "the sum has no branches")
+
+    def _read(self, flat: Flat, arms: tuple[Arm, ...]) -> Reading:
+        candidates: list[Candidate] = []
+        stopped: list[tuple[int, Refusal]] = []
+        for index, operand in enumerate(flat.operands):
+            furthest: tuple[int, Refusal] | None = None
+            for position, arm in enumerate(arms):
+                if arm.sign not in (0, operand.sign):
+                    continue
+                walked = self.operand(arm.program, operand.value)
+                candidates.extend(Candidate(index, position, w) for w in walked.walks)
+                if walked.near_miss is not None and (furthest is None or walked.depth > furthest[0]):
+                    furthest = walked.depth, walked.near_miss
+            if furthest is not None:
+                stopped.append(furthest)
+        stopped.sort(key=lambda miss: -miss[0])
+        return Reading(arms, tuple(candidates), tuple(refusal for _, refusal in stopped))
 
 
-def _finished(trail: Trail) -> Walk:
-    nodes: list[Node] = []
-    labels: list[tuple[str, Node]] = []
-    counts: list[tuple[str, int]] = []
-    words: list[str] = []
-    rest: tuple[tuple[int, Value], ...] = ()
-    step: Trail | None = trail
-    while step is not None:  # from the entry's side to the exit's
-        nodes.extend(step.nodes)
-        rest += step.rest
-        labels.extend(step.labels)
-        counts.extend(step.counts)
-        if step.words:
-            words.append(step.words)
-        step = step.parent
-    return Walk(trail.value, tuple(reversed(nodes)), tuple(labels), tuple(counts), "->".join(words), rest)
+def depths(graph: Graph) -> list[int]:
+    """Of each node, the nodes on the longest path to it: the same however the file is ordered or named."""
+    found: list[int] = []
+    for node in graph.nodes:
+        makers = [v.producer for v in (*node.data, *node.captures) if v.producer is not None]
+        found.append(1 + max((found[i] for i in makers), default=0))
+    return found
+
+
+# --- one walk --------------------------------------------------------------------------------------------------------
 
 
 class _Walker:
     """The moves of one walk; remembers what stopped the furthest one."""
 
-    def __init__(self, graph: Graph, program: Program, outermost: bool) -> None:
-        self.graph = graph
+    def __init__(self, search: Search, program: Program, outermost: bool) -> None:
+        self.search = search
+        self.graph = search.graph
         self.program = program
         self.outermost = outermost
         self.depth = -1
-        self.met_sum = False
+        self.sum_at: Value | None = None
+        self.cut = False
         self._refusal: Refusal | None = None
         self._found = ""  # where the furthest walk met another operator: which one, and which were wanted
         self._wanted: list[str] = []
 
-    def onward(self, state: int, trail: Trail) -> list[tuple[int, Trail]]:
+    def run(self, start: Value, dead: set[Spot]) -> tuple[tuple[Walk, ...], dict[Spot, int]]:
+        """The walks by entry, and the spots that were visited with the steps it took to each."""
+        stack: list[tuple[int, Trail]] = [(self.program.start, Trail(start, self.outermost or start.private))]
+        found: dict[str, Walk] = {}
+        seen: dict[Spot, int] = {}
+        while stack:
+            state, trail = stack.pop()
+            spot = state, trail.value.name, trail.closed
+            if spot in seen or (spot in dead and trail.length):
+                continue
+            self.search.steps += 1
+            seen[spot] = trail.length
+            if state == self.program.accept:
+                found.setdefault(trail.value.name, _finished(trail))
+            stack.extend(reversed(self._onward(state, trail)))
+        return tuple(found.values()), seen
+
+    def _onward(self, state: int, trail: Trail) -> list[tuple[int, Trail]]:
         """The next states, preferred ones first."""
         moves: list[tuple[int, Trail]] = []
-        transparent = self._over_transparent(trail)
+        node = self.graph.producer(trail.value)
+        over = self._over_transparent(node, trail)
         for edge in self.program.edges[state]:
             if edge.step is None:
-                moves.append((edge.target, trail))
+                mark = ((edge.mark, 1),) if edge.mark else ()
+                onto = (
+                    Trail(trail.value, trail.closed, counts=mark, parent=trail, length=trail.length) if mark else trail
+                )
             else:
-                moves += [(edge.target, onto) for onto in self._over(edge.step, edge.target, trail)]
-        if transparent is not None:
-            moves.append((state, transparent))
+                onto = self._over(edge, node, trail)
+            if onto is not None:
+                moves.append((edge.target, onto))
+        if over is not None:
+            moves.append((state, over))
         return moves
 
-    def _over(self, step: Step, target: int, trail: Trail) -> list[Trail]:
-        node = self.graph.producer(trail.value)
-        if node is None or trail.length >= MAX_PATH:
-            return []
-        if isinstance(step, SumStep):
-            return self._over_sum(step, target, trail)
-        onto = self._over_op(step, node, trail)
-        return [onto] if onto else []
+    def _over(self, edge: Edge, node: Node | None, trail: Trail) -> Trail | None:
+        wanted = edge.step.op if isinstance(edge.step, OpAtom) else "a sum"
+        if node is None:
+            return self._unlike(trail, "nothing: it is an input", wanted)
+        if trail.length >= MAX_PATH:
+            self.cut = True
+            return self._missed(
+                trail, Reason.LIMIT, f"more than {MAX_PATH} nodes in a row are left to a later round", 1
+            )
+        if isinstance(edge.step, SumStep):
+            return self._over_sum(edge.step, node, trail)
+        return self._over_op(edge.step, edge, node, trail) if edge.step is not None else None
 
-    def _over_op(self, atom: OpAtom, node: Node, trail: Trail) -> Trail | None:
+    def _over_op(self, atom: OpAtom, edge: Edge, node: Node, trail: Trail) -> Trail | None:
         if node.op != atom.op:
             return self._unlike(trail, node.op, atom.op)
         if node.problem is not None:
             return self._missed(trail, Reason.VALUE, f"{node.op}: {node.problem}", 1)
         if (reason := failed(atom, node)) is not None:
             return self._missed(trail, reason[0], f"{node.op}: {reason[1]}", 1)
-        if not self._free(trail):
+        if not trail.closed:
             return self._missed(trail, Reason.ESCAPE, _escape(self.graph, trail.value), 1)
-        if len(node.data) != 1 or len(node.outputs) < 1 or node.output is not trail.value:
+        if len(node.data) != 1 or node.output is not trail.value:
             return None
-        labels = ((atom.label, node),) if atom.label else ()
-        return Trail(node.data[0], (node,), labels, ((node.op, 1),), node.op, (), trail, trail.length + 1)
+        labels = tuple((label, node) for label in edge.labels)
+        counts = ((edge.mark, 1),) if edge.mark else ()
+        below = node.data[0]
+        return Trail(below, below.private, (node,), labels, counts, node.op, (), trail, trail.length + 1)
 
-    def _over_transparent(self, trail: Trail) -> Trail | None:
-        node = self.graph.producer(trail.value)
-        if node is None or trail.length >= MAX_PATH or not is_transparent(node) or not self._free(trail):
+    def _over_transparent(self, node: Node | None, trail: Trail) -> Trail | None:
+        if node is None or not trail.closed or trail.length >= MAX_PATH or not is_transparent(node):
             return None
-        if trail.parent is None and self.outermost:
+        if (trail.length == 0 and self.outermost) or node.output is not trail.value:
             return None  # what stands behind the exit is not part of the match
-        return Trail(node.data[0], (node,), (), (), "", (), trail, trail.length + 1)
+        below = node.data[0]
+        return Trail(below, below.private, (node,), parent=trail, length=trail.length + 1)
 
-    def _over_sum(self, step: SumStep, target: int, trail: Trail) -> list[Trail]:
-        node = self.graph.producer(trail.value)
-        if node is None or not sums.is_sum(node):
-            self._unlike(trail, node.op if node else "an input", "a sum")
-            return []
-        self.met_sum = True
-        if not self._free(trail):
-            self._missed(trail, Reason.ESCAPE, _escape(self.graph, trail.value), 1)
-            return []
-        alone = self.outermost and trail.parent is None and target in self.program.accepting
-        grouped = sums.group(self.graph, step, trail.value, leftovers=alone)
-        if isinstance(grouped, Refusal):
-            self._record(trail.length + 1, grouped)
-            return []
-        size = trail.length + len(grouped.nodes)
-        g = grouped
-        return [Trail(g.entry, g.nodes, g.labels, g.counts, g.words, g.rest, trail, size)]
-
-    def _free(self, trail: Trail) -> bool:
-        """May the producer of this value be consumed? The exit's may, whoever reads it."""
-        return trail.value.private or (trail.parent is None and self.outermost)
+    def _over_sum(self, step: SumStep, node: Node, trail: Trail) -> Trail | None:
+        if not is_sum(node):
+            return self._unlike(trail, node.op, "a sum")
+        self.sum_at = self.sum_at or trail.value
+        if not trail.closed:
+            return self._missed(trail, Reason.ESCAPE, _escape(self.graph, trail.value), 1)
+        alone = self.outermost and trail.length == 0
+        found = self.search.group(step, trail.value, leftovers=alone)
+        if isinstance(found, Refusal):
+            self._record(trail.length + 1, found)
+            return None
+        return Trail(
+            found.entry, _closed(found), found.nodes, found.labels, found.counts, found.words, found.rest, trail,
+            trail.length + 1,
+        )  # fmt: skip
 
     @property
     def near_miss(self) -> Refusal | None:
@@ -190,11 +282,41 @@ class _Walker:
             self._wanted.append(wanted)
 
     def _missed(self, trail: Trail, code: Reason, detail: str, bonus: int = 0) -> None:
-        self._record(trail.length + bonus, Refusal(code, trail.value.name, detail))
+        self._record(trail.length + bonus, Refusal(code, title(self.graph, trail.value), detail))
 
     def _record(self, depth: int, refusal: Refusal) -> None:
         if depth > self.depth:
             self.depth, self._refusal = depth, refusal
+
+
+def _finished(trail: Trail) -> Walk:
+    nodes: list[Node] = []
+    labels: list[tuple[str, Node]] = []
+    counts: list[tuple[str, int]] = []
+    words: list[str] = []
+    rest: Rest = ()
+    step: Trail | None = trail
+    steps: list[Trail] = []
+    while step is not None:  # from the entry's side to the exit's
+        steps.append(step)
+        rest += step.rest
+        labels.extend(step.labels)
+        counts.extend(step.counts)
+        if step.words:
+            words.append(step.words)
+        step = step.parent
+    for step in reversed(steps):
+        nodes.extend(step.nodes)
+    return Walk(trail.value, tuple(nodes), tuple(labels), tuple(counts), "->".join(words), rest)
+
+
+def _closed(found: Grouped) -> bool:
+    """Whether nothing but the group reads its entry, so that the way may go on through it."""
+    entry = found.entry
+    if entry.is_output or entry.captured or any(value is entry for _, value in found.rest):
+        return False
+    inside = {node.index for node in found.nodes}
+    return all(reader in inside for reader in entry.readers)
 
 
 def _escape(graph: Graph, value: Value) -> str:
@@ -202,5 +324,83 @@ def _escape(graph: Graph, value: Value) -> str:
         return "this value inside the match is an output of the model"
     if value.captured:
         return "this value inside the match is read by the body of an If, Loop or Scan"
-    names = ", ".join(dict.fromkeys(reader.name or reader.op for reader in graph.readers(value)[:4]))
-    return f"this value inside the match has {len(value.readers)} readers ({names})"
+    readers = list(dict.fromkeys(reader.name or reader.output.name for reader in graph.readers(value)))
+    more = ", …" if len(readers) > SHOWN else ""
+    return f"this value inside the match has {len(value.readers)} readers ({', '.join(readers[:SHOWN])}{more})"
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouping:
+    """One sum under one set of arms."""
+
+    search: Search
+    flat: Flat
+    reading: Reading
+    leftovers: bool
+
+    def choose(self) -> Grouped | Refusal:
+        by_entry: dict[str, list[Candidate]] = defaultdict(list)
+        for candidate in self.reading.candidates:
+            by_entry[candidate.walk.entry.name].append(candidate)
+        sets = [of_one_width(found) for found in by_entry.values()]
+        shared = [found for found in sets if size(found) > 1]
+        order = operand_order(self.flat, self.reading.candidates)
+        refusal: Refusal | None = None
+        for found in self._ranked(shared):
+            assigned = assign(self.reading.arms, found, order)
+            if isinstance(assigned, str):
+                refusal = refusal or self._refused(Reason.COUNT, assigned)
+            elif len(assigned) < len(self.flat.operands) and not self.leftovers:
+                every = len(self.flat.operands)
+                needs = f"{self.search.name} needs all {every} operands from one entry, as this sum is not its end"
+                refusal = refusal or self._refused(Reason.ENTRY, needs)
+            else:
+                return self._grouped(assigned)
+        return refusal or self._no_entry()
+
+    def _ranked(self, sets: list[list[Candidate]]) -> list[list[Candidate]]:
+        """Most operands first, then the entry nearest to the exit, then the order of operands."""
+
+        def rank(found: Sequence[Candidate]) -> tuple[int, int, int]:
+            return -size(found), -self.search.depth(found[0].walk.entry), min(c.index for c in found)
+
+        return sorted(sets, key=rank) if len(sets) > 1 else sets
+
+    def _grouped(self, assigned: Sequence[Candidate]) -> Grouped:
+        arms = self.reading.arms
+        taken = {c.index for c in assigned}
+        nodes = list(self.flat.nodes)
+        labels: list[tuple[str, Node]] = []
+        counts: list[tuple[str, int]] = []
+        parts: Counter[str] = Counter()
+        for c in sorted(assigned, key=lambda c: (c.arm, c.walk.words)):
+            arm = arms[c.arm]
+            nodes += c.walk.nodes
+            labels += c.walk.labels
+            labels += ((name, node) for name in (arm.name, *arm.within) for node in c.walk.nodes)
+            counts += [*c.walk.counts, (arm.name, 1)]
+            sign = "-" if self.flat.operands[c.index].sign < 0 else ""
+            parts[f"{sign}{arm.name} ({c.walk.words or 'bare'})"] += 1
+        opened = dict.fromkeys(name for c in assigned for name in arms[c.arm].within)
+        counts += ((name, 1) for name in opened)
+        listed = ", ".join(part if count == 1 else f"{count} {part}" for part, count in parts.items())
+        rest = tuple((o.sign, o.value) for i, o in enumerate(self.flat.operands) if i not in taken)
+        entry = assigned[0].walk.entry
+        return Grouped(entry, tuple(nodes), tuple(labels), tuple(counts), f"sum of {listed}", rest)
+
+    def _no_entry(self) -> Refusal:
+        """Why no two operands make a group: one is read elsewhere or made by something else, or entries differ."""
+        stopped = self.reading.stopped
+        escape = next((r for r in stopped if r.code is Reason.ESCAPE), None)
+        if escape is not None:
+            return escape
+        if stopped and not any(c.walk.words for c in self.reading.candidates):
+            return stopped[0]
+        return self._refused(Reason.ENTRY, f"{self.search.name} needs 2 operands from one entry")
+
+    def _refused(self, code: Reason, needs: str) -> Refusal:
+        detail = f"{described(self.search.graph, self.flat, self.reading.candidates)}; {needs}"
+        return Refusal(code, title(self.search.graph, self.flat.root), detail)

@@ -1,7 +1,8 @@
 """Evaluating the expressions of pattern files (`where`, `cost`, `vote`) over what a match bound.
 
-Invariant: evaluation is total. A name under a count means "for all", a comparison on something absent is true, tuples
-compare per axis, and a number that is not known makes its comparison false (pattern-language.md, Semantics 12).
+Invariant: evaluation is total and recurses into parts of the expression only. A condition that names something under a
+count has to hold for every choice of it, a comparison on something absent is true, tuples compare per axis, and a
+number that is not known makes its comparison false (pattern-language.md, Semantics 12).
 """
 
 from __future__ import annotations
@@ -10,59 +11,80 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, Protocol, TypeAlias
 
 from rewriter.language.syntax import Apply, Attribute, Binary, Expr, Name, Not, Number
-from rewriter.matching.predicates import Reading, compare
+from rewriter.matching.predicates import COMPARISONS, Reading, aligned, compare
 
-Operand: TypeAlias = "Reading | Fraction"
+Choice: TypeAlias = "Mapping[str, Mapping[str, Reading]]"
+"""One thing under every label that an expression asks, as what it answers by attribute."""
 
 
 class Scope(Protocol):
-    """What the names of an expression mean; `choice` fixes which one of several things under a label is meant."""
+    """What the names of an expression mean."""
 
     def sizes(self, owner: str) -> int | None:
         """How many things stand under a label or branch; None where the name is no label."""
         ...
 
     def attribute(self, owner: str, index: int, name: str) -> Reading:
-        """The attribute of the index-th thing under `owner`."""
+        """The attribute of the index-th thing under `owner`; () where that thing has no such attribute."""
         ...
 
     def apply(self, function: str, argument: str) -> Reading:
         """`count(pool)`, `params(after)`, …"""
         ...
 
-    def name(self, name: str) -> Reading:
-        """A parameter."""
+    def name(self, name: str) -> Any:
+        """A parameter: a number, a string, or a tuple of strings."""
         ...
 
 
 def holds(expr: Expr, scope: Scope) -> bool:
-    """The truth of an expression."""
+    """The truth of an expression: for every choice of the things that it asks."""
+    if isinstance(expr, Binary) and expr.op == "and":  # apart, they choose apart
+        return holds(expr.left, scope) and holds(expr.right, scope)
+    return all(_truth(expr, scope, choice) for choice in _choices(expr, scope))
+
+
+def _truth(expr: Expr, scope: Scope, choice: Choice) -> bool:
     match expr:
         case Binary("and", left, right):
-            return holds(left, scope) and holds(right, scope)
+            return _truth(left, scope, choice) and _truth(right, scope, choice)
         case Binary("or", left, right):
-            return holds(left, scope) or holds(right, scope)
+            return _truth(left, scope, choice) or _truth(right, scope, choice)
         case Not(operand):
-            return not holds(operand, scope)
-        case Binary(op, left, right) if op in ("=", "!=", "<", "<=", ">", ">="):
-            return all(
-                compare(op, _evaluate(left, scope, choice), _evaluate(right, scope, choice))  # type: ignore[arg-type]
-                for choice in _choices(expr, scope)
-            )
-        case _:
-            return all(_evaluate(expr, scope, choice) is True for choice in _choices(expr, scope))
+            return not _truth(operand, scope, choice)
+        case Binary("~", left, right):
+            return _fits(_evaluate(left, scope, choice), _evaluate(right, scope, choice))
+        case Binary(op, left, right) if op in COMPARISONS:
+            return compare(op, _evaluate(left, scope, choice), _evaluate(right, scope, choice))
+        case Binary():
+            return False  # a number is no condition
+        case Number() | Name() | Attribute() | Apply():
+            found = _evaluate(expr, scope, choice)
+            return found is True or found == ()
 
 
-def _choices(expr: Expr, scope: Scope) -> Iterator[Mapping[str, int]]:
-    """Every way to pick one thing per label that the expression reads; none where a label is absent."""
-    owners = sorted({a.owner for a in _attributes(expr)})
-    ranges = [range(scope.sizes(owner) or 0) for owner in owners]
-    for picks in itertools.product(*ranges):
-        yield dict(zip(owners, picks, strict=True))
+def _choices(expr: Expr, scope: Scope) -> Iterator[Choice]:
+    """Every way to pick one thing per label that the expression reads; things that answer alike count once.
+
+    A thing that has none of the attributes asked for is passed over (the norms under `dense`, asked for `k`); where no
+    other is there, the label is absent.
+    """
+    asked: dict[str, dict[str, None]] = {}
+    for attribute in _attributes(expr):
+        asked.setdefault(attribute.owner, {})[attribute.name] = None
+    answers: list[list[Mapping[str, Reading]]] = []
+    for owner, names in asked.items():
+        things = range(scope.sizes(owner) or 0)
+        found = dict.fromkeys(tuple(scope.attribute(owner, i, name) for name in names) for i in things)
+        present = [row for row in found if any(value != () for value in row)] or [((),) * len(names)]
+        answers.append([dict(zip(names, row, strict=True)) for row in present])
+    for picks in itertools.product(*answers):
+        yield dict(zip(asked, picks, strict=True))
 
 
 def _attributes(expr: Expr) -> Iterator[Attribute]:
@@ -78,45 +100,61 @@ def _attributes(expr: Expr) -> Iterator[Attribute]:
             return
 
 
-def _evaluate(expr: Expr, scope: Scope, choice: Mapping[str, int]) -> Any:
+def _evaluate(expr: Expr, scope: Scope, choice: Choice) -> Any:
     match expr:
         case Number(value):
             return value
         case Name(name):
             return scope.name(name)
         case Attribute(owner, name):
-            return scope.attribute(owner, choice[owner], name)
+            return choice[owner][name]
         case Apply(function, argument):
             return scope.apply(function, argument)
         case Binary(op, left, right) if op in ARITHMETIC:
             return _arithmetic(op, _evaluate(left, scope, choice), _evaluate(right, scope, choice))
-        case _:
-            return holds(expr, scope)
+        case Binary() | Not():
+            return _truth(expr, scope, choice)
+
+
+def _fits(texts: Any, globs: Any) -> bool:
+    """Whether a text, or one of several, fits a glob."""
+    listed = [(item,) if isinstance(item, str) else item for item in (texts, globs)]
+    if not all(isinstance(item, tuple) for item in listed):
+        return False
+    return any(fnmatchcase(str(text), str(glob)) for text in listed[0] for glob in listed[1])
+
+
+def _divided(left: Any, right: Any) -> Any:
+    return Fraction(left) / Fraction(right)
 
 
 ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
-    "/": lambda a, b: Fraction(a) / Fraction(b) if b else None,
+    "/": _divided,
 }
 
 
 def _arithmetic(op: str, left: Any, right: Any) -> Any:
-    """Per axis where an operand is per axis; unknown where either is."""
-    if left is None or right is None or isinstance(left, str) or isinstance(right, str):
-        return None
+    """Per axis where an operand is per axis; unknown where either is, where widths differ, or without result."""
     if isinstance(left, tuple) or isinstance(right, tuple):
-        width = len(left if isinstance(left, tuple) else right)
-        lefts = left if isinstance(left, tuple) else (left,) * width
-        rights = right if isinstance(right, tuple) else (right,) * width
-        return tuple(_arithmetic(op, a, b) for a, b in zip(lefts, rights, strict=False))
-    return ARITHMETIC[op](left, right)
+        pairs = aligned(left, right)
+        if pairs is None:
+            return None
+        results = tuple(_arithmetic(op, a, b) for a, b in pairs)
+        return None if None in results else results
+    if not isinstance(left, int | float | Fraction) or not isinstance(right, int | float | Fraction):
+        return None
+    try:
+        return ARITHMETIC[op](left, right)
+    except (ZeroDivisionError, OverflowError, ValueError):  # of infinities and what is no number, too
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Bindings:
-    """The scope of a `where`: labelled nodes, how often branches, labels and operators occur, and parameters."""
+    """The scope of a `where`: the nodes under labels and branches, counts of those and of operators, and parameters."""
 
     labels: Mapping[str, tuple[Any, ...]]
     counts: Mapping[str, int]
@@ -130,8 +168,10 @@ class Bindings:
         return self.read(self.labels[owner][index], name)
 
     def apply(self, function: str, argument: str) -> Reading:
-        present = len(self.labels.get(argument, ())) or self.counts.get(argument, 0)
-        return present if function == "count" else present > 0
+        present = self.counts.get(argument, 0)
+        if function == "count":
+            return present
+        return present > 0 if function == "has" else None
 
-    def name(self, name: str) -> Reading:
+    def name(self, name: str) -> Any:
         return self.params.get(name)
