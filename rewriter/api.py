@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnx import ModelProto, ValueInfoProto
 
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 Model: TypeAlias = "str | Path | ModelProto | LoadedModel | gs.Graph"
-Kind = TypeVar("Kind")
+
+ALL = "all"
+"""As `keep`: every output is wanted."""
 
 NOT_ASKED = Verification(Verdict.NOT_VERIFIED, "verification was turned off (--no-verify)")
 
@@ -86,10 +88,10 @@ class Result:
 
 def apply(
     model: Model,
-    patterns: Sequence[str] = ("all",),
+    patterns: Sequence[str] | str = ("all",),
     *,
-    keep: Sequence[str] | Literal["all"] = (),
-    set_: Sequence[str] = (),
+    keep: Sequence[str] | str = (),
+    set_: Sequence[str] | str = (),
     rename: Mapping[str, str] | None = None,
     verify: bool = True,
     inputs: Path | None = None,
@@ -100,19 +102,22 @@ def apply(
     """Rewrite `model` by `patterns` until nothing is left to do, prove every rewrite, and compare the whole.
 
     `patterns` are names of shipped patterns, presets (`all`, `deploy`) or paths of .fxp files; `keep` names the outputs
-    that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`; `rename` gives
-    inputs and outputs other names. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in
-    elements, all axes) for the comparison. Verification that fails is in the report, not an exception: see
-    `Result.report.verification`.
+    that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`. For each of
+    them a text alone is a list of one. `rename` gives inputs and outputs other names, all at once, so that two may
+    change places. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in elements, all axes) for the
+    comparison; both speak of the inputs by their old names. Verification that fails is in the report, not an exception:
+    see `Result.report.verification`.
 
     Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
     """
     started = time.monotonic()
+    if max_rounds < 0:
+        raise UsageError(f"--max-rounds: {max_rounds} is less than 0")
     loaded_patterns = prepare(patterns, set_, keep)
     opened = _open(model)
     draft = OnnxDraft(opened.proto, opened.folder)
     before = _totals(draft, draft.view())
-    outcome = rewrite(draft, loaded_patterns, keep_all=keep == "all", max_rounds=max_rounds, progress=progress)
+    outcome = rewrite(draft, loaded_patterns, keep_all=keep == ALL, max_rounds=max_rounds, progress=progress)
     renamed = _rename(draft, rename or {})
     after = _totals(draft, draft.view()) if draft.edited else before
     finished = draft.finish()
@@ -126,7 +131,7 @@ def apply(
 
 
 def find(
-    model: Model, patterns: Sequence[str] = ("all",), *, set_: Sequence[str] = ()
+    model: Model, patterns: Sequence[str] | str = ("all",), *, set_: Sequence[str] | str = ()
 ) -> list[MatchRecord | RefusalRecord]:
     """Where patterns fit `model` as it is, each pattern by itself, folded and proved on paper; nothing is rewritten.
 
@@ -156,7 +161,7 @@ def inspect(model: Model) -> Inspection:
     )
 
 
-def test_patterns(patterns: Sequence[str] = ("deploy",), *, progress: Progress | None = None) -> list[TestResult]:
+def test_patterns(patterns: Sequence[str] | str = ("deploy",), *, progress: Progress | None = None) -> list[TestResult]:
     """Run the tests that the patterns carry: rewrite each net, prove it, and compare it with the original."""
     loaded = prepare(patterns)
     results: list[TestResult] = []
@@ -194,22 +199,26 @@ def verify(
 
 
 def prepare(
-    patterns: Sequence[str], settings: Sequence[str] = (), keep: Sequence[str] | Literal["all"] = ()
+    patterns: Sequence[str] | str, settings: Sequence[str] | str = (), keep: Sequence[str] | str = ()
 ) -> list[LoadedPattern]:
     """The patterns behind names and presets, with their parameters and the outputs to keep set."""
-    loaded = set_parameters(resolve(patterns), settings)
+    loaded = set_parameters(resolve(_several(patterns)), _several(settings))
     if not keep:
         return loaded
     if all(isinstance(p.pattern.match, BodyMatch) for p in loaded):
         raise UsageError("--keep needs a pattern that removes outputs: add aux-prune, or use the preset deploy")
-    if keep == "all":
+    if keep == ALL:
         return loaded
-    return [
-        replace(p, settings={**p.settings, "keep": tuple(keep)})
-        if any(q.name == "keep" for q in p.pattern.params)
-        else p
-        for p in loaded
-    ]
+    takers = [p.name for p in loaded if any(q.name == "keep" for q in p.pattern.params)]
+    if not takers:
+        raise UsageError("--keep: none of these patterns has a parameter `keep` that names the outputs to keep")
+    wanted = _several(keep)
+    return [replace(p, settings={**p.settings, "keep": wanted}) if p.name in takers else p for p in loaded]
+
+
+def _several(given: Sequence[str] | str) -> tuple[str, ...]:
+    """A text alone is a list of one: its letters are never meant."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -238,11 +247,12 @@ def _open(model: Model) -> _Opened:
         loaded = load(model)
         return _Opened("path", str(model), loaded.proto, loaded.folder, loaded, None)
     if isinstance(model, LoadedModel):
-        return _Opened("path", str(model.path), _copy(model.proto), model.folder, model, model.proto)
+        return _Opened("path", str(model.path or "LoadedModel"), _copy(model.proto), model.folder, model, model.proto)
     if isinstance(model, ModelProto):
         files.validate(LoadedModel(model, None, None, 0))
         return _Opened("ModelProto", "ModelProto", _copy(model), None, None, model)
     proto = surgeon.to_proto(model)
+    files.validate(LoadedModel(proto, None, None, 0))
     return _Opened("gs.Graph", "gs.Graph", proto, None, None, _copy(proto))
 
 
@@ -254,15 +264,17 @@ def _copy(proto: ModelProto) -> ModelProto:
 
 def _rename(draft: OnnxDraft, names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     interface = [v.name for v in (*draft.model.graph.input, *draft.model.graph.output)]
-    for old, new in names.items():
+    for old in names:
         if old not in interface:
             raise UsageError(f"--rename: {old!r} is no input or output of the result; there are {', '.join(interface)}")
-        if new == old:
-            continue
-        if not new or draft.fresh(new) != new:
-            raise UsageError(f"--rename: the name {new!r} is taken by another value or node")
-        draft.rename_interface(old, new)
-    return tuple((old, new) for old, new in names.items() if old != new)
+    wanted = {old: new for old, new in names.items() if old != new}
+    if "" in wanted.values():
+        raise UsageError("--rename: a name cannot be empty")
+    twice = next((new for new, count in Counter(wanted.values()).items() if count > 1), None)
+    clash = draft.rename_interface(wanted) if twice is None else twice
+    if clash is not None:
+        raise UsageError(f"--rename: the name {clash!r} is taken by another value of the result")
+    return tuple(wanted.items())
 
 
 # --- verification and report -----------------------------------------------------------------------------------------
@@ -279,10 +291,12 @@ def _verified(
 ) -> Verification:
     if not edited:
         return Verification(Verdict.OK, "nothing was changed")
-    new_names = dict(renamed)
     original = opened.again()
+    names = dict(renamed)
+    if any(i.name in names for i in original.graph.input):
+        finished, names = _with_old_names(finished, names), {}
     kept = {o.name for o in finished.graph.output}
-    pairs = {o.name: new_names.get(o.name, o.name) for o in original.graph.output}
+    pairs = {o.name: names.get(o.name, o.name) for o in original.graph.output}
     return compare(
         original,
         finished,
@@ -293,6 +307,14 @@ def _verified(
         shapes=shapes,
         progress=_told(progress),
     )
+
+
+def _with_old_names(finished: ModelProto, renamed: Mapping[str, str]) -> ModelProto:
+    """A copy of the result with the interface of the original: the comparison feeds inputs by name."""
+    draft = OnnxDraft(_copy(finished))
+    if (clash := draft.rename_interface({new: old for old, new in renamed.items()})) is not None:
+        raise UsageError(f"--rename: the name {clash!r} went to another value")
+    return draft.finish()
 
 
 def _told(progress: Progress | None) -> Callable[[str], None] | None:

@@ -2,7 +2,7 @@
 
 The one idea: each round matches on a snapshot, plans and proves disjoint rewrites, and applies them together; a match
 that is refused gives back what it shadowed in the same round. Every plan lowers the number of nodes, so the rounds end:
-at a fixpoint, or at the limit, and the outcome says which.
+at a fixpoint, or at the limit, and the outcome says which. Nodes that no output needs are left alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rewriter.language.syntax import BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
 from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord
-from rewriter.rewriting.actions import Done, act
+from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.onnx_draft import OnnxDraft
 
@@ -27,7 +27,11 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the rewriting found and did; the draft holds the result."""
+    """What the rewriting found and did; the draft holds the result.
+
+    `refusals` are those of the last round: what was refused earlier and still stands is refused again. `rounds` counts
+    that round too, which at a fixpoint changed nothing.
+    """
 
     decisions: tuple[OutputsDecision, ...]
     matches: tuple[MatchRecord, ...]
@@ -62,7 +66,7 @@ def rewrite(
             end = "limit"
             break
         number += 1
-        found = _Round(draft, draft.view(), number, tell).run(queries)
+        found = Round(draft.view(), draft.fresh, number, tell).run(queries)
         last = found.refusals
         if not found.edits:
             break
@@ -70,8 +74,15 @@ def rewrite(
         matches += found.matches
         shadowed += found.shadowed
         covered += found.covered
+    done = {(match.pattern, match.exit) for match in matches}
     return Outcome(
-        tuple(decisions), tuple(matches), tuple(dict.fromkeys(refusals + last)), tuple(shadowed), covered, number, end
+        decisions=tuple(decisions),
+        matches=tuple(matches),
+        refusals=tuple(dict.fromkeys(refusals + last)),
+        shadowed=tuple(s for s in dict.fromkeys(shadowed) if (s.pattern, s.exit) not in done),  # not: in a later round
+        covered=covered,
+        rounds=number,
+        end=end,
     )
 
 
@@ -108,13 +119,13 @@ def _settle_outputs(
 
 
 @dataclass(slots=True)
-class _Round:
+class Round:
     """One round: what it decided so far. It edits nothing; its `edits` are applied together when it is over."""
 
-    draft: OnnxDraft
     graph: Graph
+    fresh: Fresh
     number: int
-    tell: Progress
+    tell: Progress = _silent
     edits: list[Edit] = field(default_factory=list[Edit])
     matches: list[MatchRecord] = field(default_factory=list[MatchRecord])
     refusals: list[RefusalRecord] = field(default_factory=list[RefusalRecord])
@@ -123,38 +134,44 @@ class _Round:
     owners: dict[int, Match] = field(default_factory=dict[int, Match])
     rewired: set[str] = field(default_factory=set[str])
     tried: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # (pattern, exit) that were refused
+    behind: float = 0.0  # the share of the work that is
 
-    def run(self, queries: Sequence[Query]) -> _Round:
+    def run(self, queries: Sequence[Query]) -> Round:
         candidates: list[Match] = []
+        anchors = needed(self.graph)
         for query in queries:
-            candidates += self._found(query, None)
+            candidates += self._found(query, anchors)
+        processed = 0
         while candidates:
             winners, losers = select(self.graph, candidates, self.owners)
+            winners.sort(key=lambda match: match.region.nodes[-1].index)  # the order of the model, whatever was given
             refused: list[Match] = []
             for done, match in enumerate(winners):
-                self.tell(f"round {self.number}: folding and proving", done / len(winners))
+                self.behind = max(self.behind, processed / (processed + len(winners) - done))
+                self.tell(f"round {self.number}: folding and proving", self.behind)
+                processed += 1
                 if not self._carry_out(match):
                     refused.append(match)
             candidates = self._released(refused, losers)
         return self
 
-    def _found(self, query: Query, anchors: Sequence[int] | None) -> list[Match]:
+    def _found(self, query: Query, anchors: Sequence[int]) -> list[Match]:
         results = find(self.graph, query, anchors)
         self.refusals += [refusal_record(query.name, r) for r in results if isinstance(r, Refusal)]
         matches = [m for m in results if isinstance(m, Match)]
         return [m for m in matches if (query.name, m.region.exit.name) not in self.tried]
 
     def _carry_out(self, match: Match) -> bool:
-        done = act(self.graph, match, self.draft.fresh)
+        done = act(self.graph, match, self.fresh)
         if isinstance(done, Refusal):
             self.refusals.append(refusal_record(match.query.name, done))
             self.tried.add((match.query.name, match.region.exit.name))
             return False
         self.owners.update((node.index, match) for node in match.region.nodes)
-        touched = {name for e in done.plan.edits if isinstance(e, Rewire) for name in (e.old, e.new)}
-        if touched & self.rewired:
-            return True  # two renames of one value: this one waits for the next round
-        self.rewired |= touched
+        renamed = {edit.old for edit in done.plan.edits if isinstance(edit, Rewire)}
+        if renamed & self.rewired:
+            return True  # a value can get one name only: this one waits for the next round
+        self.rewired |= renamed
         self.edits += done.plan.edits
         self.matches.append(match_record(match, done, self.number))
         return True
@@ -179,6 +196,14 @@ class _Round:
         else:
             exits = loser.region.exit.name, winner.region.exit.name
             self.shadowed.append(ShadowRecord(loser.query.name, exits[0], winner.query.name, exits[1]))
+
+
+def needed(graph: Graph) -> list[int]:
+    """The indices of the nodes that an output of the model needs."""
+    needs = bytearray(len(graph.nodes))
+    for node in reversed(graph.nodes):
+        needs[node.index] = any(v.is_output or any(needs[r] for r in v.readers) for v in node.outputs)
+    return [index for index, need in enumerate(needs) if need]
 
 
 def refusal_record(pattern: str, refusal: Refusal) -> RefusalRecord:

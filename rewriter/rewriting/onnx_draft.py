@@ -7,7 +7,8 @@ the end, and what is stored is then held against what was proved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,12 +17,16 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from rewriter.algebra.conv import round_to
 from rewriter.algebra.proof import prove_rounded
 from rewriter.errors import VerificationError
-from rewriter.graph.onnx import bodies, captured_names, live_names, view
+from rewriter.graph.onnx import captured_names, live_names, view
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
+from rewriter.rewriting import names
 from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Rewire
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
+
+INITIALIZERS_ALONE = 4
+"""The first IR version in which a stored tensor need not be an input of the model as well."""
 
 
 class OnnxDraft:
@@ -33,15 +38,17 @@ class OnnxDraft:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.made: dict[str, Constant] = {}
         self.edited = False
+        self._finished = False
         self._view: Graph | None = None  # of the draft as it stands; an edit drops it
-        self._names = _all_names(model)
-        self._read_at_first = _read_names(self.nodes, model)
+        self._names = names.all_names(model)
+        self._read_at_first = names.read_names(self.nodes, model) | names.quantization_names(model.graph)
+        self._there_at_first = self._there(frozenset())
         live = live_names(self.nodes, (o.name for o in model.graph.output))
         self._dead_at_first = [n for n in self.nodes if not live.intersection(n.output)]
 
     @property
     def dead_before(self) -> tuple[str, ...]:
-        """Nodes that nothing read when the model came: they stay, and are reported."""
+        """Nodes that no output needed when the model came: they stay, and are reported."""
         return tuple(n.name or n.op_type for n in self._dead_at_first)
 
     def view(self) -> Graph:
@@ -59,7 +66,10 @@ class OnnxDraft:
         return name
 
     def apply(self, edits: Sequence[Edit]) -> None:
-        """Carry out edits that do not depend on each other's order, then remove what they made dead."""
+        """Carry out edits that do not depend on each other's order, then remove what they made dead.
+
+        No two of them may rewire the same name.
+        """
         if not edits:
             return
         self._touched()
@@ -81,73 +91,96 @@ class OnnxDraft:
             if id(node) not in removed:
                 kept.append(node)
         self.nodes = kept
-        self._rename({e.old: e.new for e in edits if isinstance(e, Rewire)})
+        self._rename(_ends({e.old: e.new for e in edits if isinstance(e, Rewire)}))
         self._remove_dead()
 
-    def rename_interface(self, old: str, new: str) -> None:
-        """Give an input or output of the model another name, everywhere it is read."""
-        self._touched()
-        self._rename({old: new})
-        for info in (*self.model.graph.input, *self.model.graph.output, *self.model.graph.value_info):
-            if info.name == old:
-                info.name = new
-        for tensor in self.model.graph.initializer:
-            if tensor.name == old:
-                tensor.name = new
+    def rename_interface(self, wanted: Mapping[str, str]) -> str | None:
+        """Give inputs and outputs of the model other names, all at once, everywhere they are read.
+
+        Gives back a name that another value of the result has already; then nothing is renamed.
+        """
+        self._prune()
+        taken = (names.value_names(self.model, self.nodes) | self.made.keys()) - wanted.keys()
+        clash = next((new for new in wanted.values() if new in taken), None)
+        if clash is None and wanted:
+            self._touched()
+            self._names.update(wanted.values())
+            self._rename(wanted)
+            names.rename_values(self.model.graph, wanted)
+        return clash
 
     def finish(self) -> ModelProto:
-        """The model with everything stored: new tensors rounded, dead ones and stale type information gone."""
-        if not self.edited:
+        """The model with everything stored: new tensors rounded, dead ones and stale type information gone.
+
+        The draft ends with it: there are no edits after.
+        """
+        if not self.edited or self._finished:
             return self.model
+        self._finished = True
         graph = self.model.graph
-        read = _read_names(self.nodes, self.model)
-        gone = self._read_at_first - read
-        inputs = {i.name for i in graph.input}
-        _delete(graph.initializer, lambda t: t.name in gone and t.name not in inputs)
-        _delete(graph.sparse_initializer, lambda t: t.values.name in gone)
-        made = {name for node in self.nodes for name in node.output}
-        known = made | inputs | {t.name for t in graph.initializer}
-        _delete(graph.value_info, lambda v: v.name in self._names and v.name not in known)
-        _delete(graph.quantization_annotation, lambda a: a.tensor_name in self._names and a.tensor_name not in known)
-        graph.initializer.extend(_stored(c) for name, c in self.made.items() if name in read)
+        self._prune()
+        read = names.read_names(self.nodes, self.model)
+        stored = [_stored(constant) for name, constant in self.made.items() if name in read]
         del graph.node[:]
+        if self.model.ir_version < INITIALIZERS_ALONE:
+            graph.node.extend(helper.make_node("Constant", [], [t.name], name=t.name, value=t) for t in stored)
+        else:
+            graph.initializer.extend(stored)
         graph.node.extend(self.nodes)
         return self.model
 
     def _touched(self) -> None:
+        assert not self._finished, "the draft was finished"
         self.edited = True
         self._view = None
 
     def _remove_output(self, name: str) -> None:
         _delete(self.model.graph.output, lambda o: o.name == name)
 
-    def _rename(self, names: Mapping[str, str]) -> None:
-        if not names:
+    def _rename(self, wanted: Mapping[str, str]) -> None:
+        if not wanted:
             return
         for node in self.nodes:
-            _rename_in(node, names)
+            names.rename_in(node, wanted, self.fresh)
 
     def _remove_dead(self) -> None:
-        roots = [o.name for o in self.model.graph.output]
-        roots += [name for node in self._dead_at_first for name in node.output if name]
+        """Remove what no output needs, but for what none needed before and what that reads."""
+        roots = {o.name for o in self.model.graph.output}
+        for node in self._dead_at_first:
+            roots.update((*node.input, *node.output, *captured_names(node)))
         live = live_names(self.nodes, roots)
         stays = {id(node) for node in self._dead_at_first}
         self.nodes = [n for n in self.nodes if id(n) in stays or live.intersection(n.output)]
 
+    def _prune(self) -> None:
+        """Drop the tensors and notes on values that went with our edits; what was unread or stale before stays."""
+        graph = self.model.graph
+        gone = self._read_at_first - names.read_names(self.nodes, self.model)
+        stale = self._there_at_first - self._there(gone)
+        _delete(graph.quantization_annotation, lambda a: a.tensor_name in stale)
+        gone -= names.quantization_names(graph) | {i.name for i in graph.input}
+        _delete(graph.initializer, lambda t: t.name in gone)
+        _delete(graph.sparse_initializer, lambda t: t.values.name in gone)
+        _delete(graph.value_info, lambda v: v.name in stale)
 
-def _rename_in(node: NodeProto, names: Mapping[str, str]) -> None:
-    for ports in (node.input, node.output):
-        for position, name in enumerate(ports):
-            if name in names:
-                ports[position] = names[name]
-    for body in bodies(node):
-        own = {i.name for i in body.input} | {t.name for t in body.initializer}
-        own |= {o for inner in body.node for o in inner.output}
-        outer = {old: new for old, new in names.items() if old not in own}
-        for inner in body.node:
-            _rename_in(inner, outer)
-        for output in body.output:
-            output.name = outer.get(output.name, output.name)
+    def _there(self, gone: AbstractSet[str]) -> set[str]:
+        """The values that exist: inputs, what nodes make, and stored tensors but for those that are `gone`."""
+        graph = self.model.graph
+        stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        return {name for node in self.nodes for name in node.output} | {i.name for i in graph.input} | (stored - gone)
+
+
+def _ends(rewires: Mapping[str, str]) -> dict[str, str]:
+    """Where each name ends when rewires follow on each other: neighbours that both go rewire one after the other."""
+    ends: dict[str, str] = {}
+    for old in rewires:
+        path: list[str] = []
+        name = old
+        while name in rewires and name not in ends:
+            path.append(name)
+            name = rewires[name]
+        ends.update(dict.fromkeys(path, ends.get(name, name)))
+    return ends
 
 
 def _constant(edit: AddConstant) -> Constant:
@@ -167,6 +200,8 @@ def _stored(constant: Constant) -> TensorProto:
 
 def _node(edit: AddNode) -> NodeProto:
     node = NODES[edit.op](edit)
+    if isinstance(edit.at.native, NodeProto):
+        node.domain = edit.at.native.domain  # "" and "ai.onnx" are one domain, but a model may import only one of them
     if edit.like is not None and isinstance(edit.like.native, NodeProto):
         node.doc_string = edit.like.native.doc_string
         node.metadata_props.extend(edit.like.native.metadata_props)
@@ -205,31 +240,3 @@ def _delete(field: Any, dead: Callable[[Any], bool]) -> None:
         while doomed and doomed[-1] == start - 1:
             start = doomed.pop()
         del field[start:stop]
-
-
-def _all_names(model: ModelProto) -> set[str]:
-    """Every name in use anywhere, in bodies too: a fresh one must differ from all of them."""
-    names: set[str] = set()
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        for collection in (graph.input, graph.output, graph.initializer, graph.value_info):
-            names.update(element.name for element in collection)
-        names.update(t.values.name for t in graph.sparse_initializer)
-        for node in graph.node:
-            names.add(node.name)
-            names.update(node.input)
-            names.update(node.output)
-            if node.attribute:
-                graphs.extend(bodies(node))
-    return names
-
-
-def _read_names(nodes: Iterable[NodeProto], model: ModelProto) -> set[str]:
-    """Names that a node, a body or an output reads."""
-    read = {output.name for output in model.graph.output}
-    for node in nodes:
-        read.update(node.input)
-        if node.attribute:
-            read |= captured_names(node)
-    return read

@@ -16,23 +16,14 @@ from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.cones import Cones
-from rewriter.matching.find import find
 from rewriter.reporting.record import MatchRecord, OutputNeeds, PatternOutlook, RefusalRecord, Share
-from rewriter.rewriting.actions import act
-from rewriter.rewriting.engine import match_record, query_of_loaded, refusal_record
+from rewriter.rewriting.engine import Round, query_of_loaded
 
 
 def on_paper(graph: Graph, loaded: LoadedPattern) -> list[MatchRecord | RefusalRecord]:
-    """Every rewrite that a pattern would do in its first round, folded and proved, and every near miss."""
-    records: list[MatchRecord | RefusalRecord] = []
-    for found in find(graph, query_of_loaded(loaded)):
-        done = found if isinstance(found, Refusal) else act(graph, found, lambda hint: hint)
-        if isinstance(found, Refusal) or isinstance(done, Refusal):
-            assert isinstance(done, Refusal)
-            records.append(refusal_record(loaded.name, done))
-        else:
-            records.append(match_record(found, done, 0))
-    return records
+    """Every rewrite that a pattern alone would do in its first round, folded and proved, then every near miss."""
+    found = Round(graph, lambda hint: hint, 1).run([query_of_loaded(loaded)])
+    return [*found.matches, *dict.fromkeys(found.refusals)]
 
 
 def outlook(graph: Graph, loaded: LoadedPattern) -> PatternOutlook:
