@@ -104,7 +104,7 @@ def _ints(raw: Raw, name: str) -> Ints | None:
         return None
     if type(found) is tuple:
         numbers = cast("tuple[Any, ...]", found)
-        if all([type(n) is int for n in numbers]):
+        if not numbers or type(numbers[0]) is int:  # a list of protobuf has elements of one type
             return numbers
     raise _Malformed(f"its attribute {name} is not a list of whole numbers")
 

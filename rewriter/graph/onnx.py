@@ -128,11 +128,14 @@ def captured_names(node: NodeProto) -> set[str]:
     return found
 
 
-def producers(nodes: Sequence[NodeProto], taken: Set[str] = frozenset()) -> dict[str, int]:
-    """Which node makes a name. InputError where two make it, or it is `taken`: no reading of such a graph is right."""
+def producers(outputs: Sequence[Sequence[str]], taken: Set[str] = frozenset()) -> dict[str, int]:
+    """Which node makes a name, from the outputs of each.
+
+    InputError where two nodes make one, or it is `taken`: no reading of such a graph is right.
+    """
     found: dict[str, int] = {}
-    for i, node in enumerate(nodes):
-        for name in node.output:
+    for i, names in enumerate(outputs):
+        for name in names:
             if name in found or name in taken:
                 raise InputError(f"two values of the graph are called {shown(name)}; rename one of them")
             if name:
@@ -212,6 +215,7 @@ class _Builder:
     folder: Path | None
     protos: Sequence[NodeProto]
     inputs: Sequence[Sequence[str]]
+    outputs: Sequence[Sequence[str]]
     attrs: Sequence[dict[str, Any]]
     captured: Mapping[int, tuple[str, ...]]  # position of a node with bodies -> what they read here
     order: Sequence[int]
@@ -230,17 +234,17 @@ class _Builder:
     ) -> _Builder:
         graph = model.graph
         protos = list(graph.node if nodes is None else nodes)
-        inputs = [list(n.input) for n in protos]
+        inputs, outputs = [list(n.input) for n in protos], [list(n.output) for n in protos]
         attrs = [attributes(n) for n in protos]
         captured = {i: tuple(sorted(captured_names(protos[i]))) for i, a in enumerate(attrs) if _has_bodies(a)}
         reads = [(*names, *captured.get(i, ())) for i, names in enumerate(inputs)] if captured else inputs
         given = {i.name for i in graph.input}
         stored = {t.name: t for t in graph.initializer if t.name not in given}
-        order = topological(protos, reads, producers(protos, given | stored.keys() | made.keys()))
+        order = topological(protos, reads, producers(outputs, given | stored.keys() | made.keys()))
         opset = max((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS), default=1)
         overruled = frozenset(f.name for f in model.functions if f.domain in DEFAULT_DOMAINS)
         return cls(
-            model, folder, protos, inputs, attrs, captured, order, stored, dict(made), opset, overruled,
+            model, folder, protos, inputs, outputs, attrs, captured, order, stored, dict(made), opset, overruled,
             declared={o.name: value_type(o) for o in graph.output},
             read_by=_readers(reads, order),
             all_captured=frozenset(name for names in captured.values() for name in names),
@@ -291,7 +295,7 @@ class _Builder:
     def _node(self, index: int, position: int) -> Node:
         proto, values, attrs = self.protos[position], self.values, self.attrs[position]
         inputs = [(values.get(name) or self._value(name)) if name else None for name in self.inputs[position]]
-        names = list(proto.output)
+        names = self.outputs[position]
         reading = self._reading(proto, inputs, attrs, names)
         dtype = _result_type(reading, self.opset)
         if len(names) == 1:

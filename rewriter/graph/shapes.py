@@ -69,7 +69,7 @@ def infer(model: ModelProto, nodes: Sequence[NodeProto]) -> dict[str, Shape]:
 
 def _in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     reads = [(*n.input, *captured_names(n)) if n.attribute else n.input for n in nodes]
-    return [nodes[i] for i in topological(nodes, reads, producers(nodes))]
+    return [nodes[i] for i in topological(nodes, reads, producers([n.output for n in nodes]))]
 
 
 def _shell(model: ModelProto, nodes: Sequence[NodeProto]) -> ModelProto:
