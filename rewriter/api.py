@@ -104,9 +104,9 @@ def apply(
     `patterns` are names of shipped patterns, presets (`all`, `deploy`) or paths of .fxp files; `keep` names the outputs
     that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`. For each of
     them a text alone is a list of one. `rename` gives inputs and outputs other names, all at once, so that two may
-    change places. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in elements, all axes) for the
-    comparison; both speak of the inputs by their old names. Verification that fails is in the report, not an exception:
-    see `Result.report.verification`.
+    change places. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in elements, all axes) for
+    the comparison; both speak of the inputs by their old names. Verification that fails is in the report, not an
+    exception: see `Result.report.verification`.
 
     Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
     """
