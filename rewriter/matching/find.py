@@ -123,7 +123,8 @@ def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:
     for name, count in reading.counts:
         counts[name] += count
     bound = {label: tuple(found[i] for i in sorted(found)) for label, found in labels.items()}
-    return Match(query, Region(reading.entry, exit_, nodes, reading.rest), bound, dict(counts), reading.words)
+    region = Region(reading.entry, reading.root or exit_, nodes, reading.rest)
+    return Match(query, region, bound, dict(counts), reading.words)
 
 
 def query_of(pattern: Pattern, chains: Mapping[str, Chain], params: Mapping[str, Any], cost_gate: bool) -> Query:

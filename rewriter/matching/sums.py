@@ -31,14 +31,18 @@ Rest: TypeAlias = tuple[tuple[int, Value], ...]
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """One way to read a value as a body over `entry`; `nodes` in walking order (exit first)."""
+    """One way to read a value as a body over `entry`, or a part of such a way; `nodes` exit first.
+
+    `rest` are operands of a sum at the exit that stay, and `root` that sum where leftovers may stand in front of it.
+    """
 
     entry: Value
-    nodes: tuple[Node, ...]
-    labels: Labels
-    counts: Counts
-    words: str  # "conv->bn", in the direction of the data; "" for the bare entry
+    nodes: tuple[Node, ...] = ()
+    labels: Labels = ()
+    counts: Counts = ()
+    words: str = ""  # "conv->bn", in the direction of the data; "" for the bare entry
     rest: Rest = ()
+    root: Value | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +76,6 @@ class Reading:
     arms: tuple[Arm, ...]
     candidates: tuple[Candidate, ...]
     stopped: tuple[Refusal, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Grouped:
-    """Operands that start from one entry, assigned to arms; `rest` are those that stay."""
-
-    entry: Value
-    nodes: tuple[Node, ...]  # the tree and every operand's way, in no particular order
-    labels: Labels
-    counts: Counts
-    words: str
-    rest: Rest
 
 
 def is_sum(node: Node) -> bool:
@@ -163,6 +155,25 @@ def _sign_of(node: Node) -> int | None:
     if node.op == "scale" and node.consts["factor"].size == 1 and uniform(node.consts["factor"]) == -1:
         return -1
     return None
+
+
+def behind_entry(graph: Graph, root: Value, entry: Value, rest: Rest) -> Value | None:
+    """The sum under `root` that remains when every leftover that is the entry itself stays in front of it, if any does.
+
+    An entry that broadcasts over the sum is no term of an affine map, so the region must not contain its addition.
+    """
+    stays = {value.name for _, value in rest}
+    open_ = sum(value is entry for _, value in rest)
+    value, node = root, graph.producer(root)
+    while open_ and node is not None and node.op in ("add", "sub") and len(node.data) == 2:
+        first, second = node.data
+        if node.op == "add" and first.name in stays and second.name not in stays:
+            first, second = second, first
+        if second.name not in stays or not first.private:
+            return None
+        open_ -= second is entry
+        value, node = first, graph.producer(first)
+    return value if not open_ and value is not root and node is not None and is_sum(node) else None
 
 
 # --- operands of one entry --------------------------------------------------------------------------------------------

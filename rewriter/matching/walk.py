@@ -19,18 +19,15 @@ from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Graph, Node, Value
 from rewriter.language.syntax import OpAtom
 from rewriter.matching.predicates import failed, is_transparent
-from rewriter.matching.program import Arm, Edge, Program, SumStep
+from rewriter.matching.program import Arm, Edge, Program, Step, SumStep
 from rewriter.matching.sums import (
     SHOWN,
     Candidate,
-    Counts,
     Flat,
-    Grouped,
-    Labels,
     Reading,
-    Rest,
     Walk,
     assign,
+    behind_entry,
     described,
     flatten,
     is_sum,
@@ -54,15 +51,17 @@ class Trail:
     `closed`: everything that reads `value` has been stepped over, so that its producer may be, too.
     """
 
-    value: Value
+    step: Walk
     closed: bool
-    nodes: tuple[Node, ...] = ()  # of this step: one node, or all of a sum with its operands
-    labels: Labels = ()
-    counts: Counts = ()
-    words: str = ""
-    rest: Rest = ()  # operands of the sum at the exit that stay
     parent: Trail | None = None
     length: int = 0
+
+    @property
+    def value(self) -> Value:
+        return self.step.entry
+
+    def over(self, step: Walk, *, closed: bool) -> Trail:
+        return Trail(step, closed, self, self.length + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +78,8 @@ class Walked:
 class Search:
     """One pattern looked for in one graph: what its walks share.
 
-    `dead` are spots of the pattern's own program from which an earlier walk has found no entry: whatever stands behind
-    them, no later one will. So a chain that leads nowhere is walked once and not once per node of it. `steps` counts
-    the spots visited.
+    `dead` are spots of the pattern's own program from which an earlier walk found no entry, and no later one will: a
+    chain that leads nowhere is walked once and not once per node of it. `steps` counts the spots visited.
     """
 
     graph: Graph
@@ -116,13 +114,21 @@ class Search:
         walks, _ = walker.run(start, set())
         return Walked(walks, walker.near_miss, walker.depth, walker.sum_at)
 
-    def group(self, step: SumStep, root: Value, *, leftovers: bool) -> Grouped | Refusal:
+    def group(self, step: SumStep, root: Value, *, leftovers: bool) -> Walk | Refusal:
         """The largest group of operands under one entry that fits the arms, by the reading that takes most operands.
 
         `leftovers` allows operands that are in no arm: they stay, as `rest`.
         """
+        found = self._group(step, root, leftovers)
+        if isinstance(found, Refusal) or all(value is not found.entry for _, value in found.rest):
+            return found
+        below = behind_entry(self.graph, root, found.entry, found.rest)
+        narrow = found if below is None else self._group(step, below, leftovers)
+        return found if isinstance(narrow, Refusal) else narrow
+
+    def _group(self, step: SumStep, root: Value, leftovers: bool) -> Walk | Refusal:
         flat = flatten(self.graph, root)
-        best: Grouped | None = None
+        best: Walk | None = None
         refusal: Refusal | None = None
         for arms in step.readings:
             found = _Grouping(self, flat, self._read(flat, arms), leftovers).choose()
@@ -179,7 +185,7 @@ class _Walker:
 
     def run(self, start: Value, dead: set[Spot]) -> tuple[tuple[Walk, ...], dict[Spot, int]]:
         """The walks by entry, and the spots that were visited with the steps it took to each."""
-        stack: list[tuple[int, Trail]] = [(self.program.start, Trail(start, self.outermost or start.private))]
+        stack: list[tuple[int, Trail]] = [(self.program.start, Trail(Walk(start), self.outermost or start.private))]
         found: dict[str, Walk] = {}
         seen: dict[Spot, int] = {}
         while stack:
@@ -200,31 +206,27 @@ class _Walker:
         node = self.graph.producer(trail.value)
         over = self._over_transparent(node, trail)
         for edge in self.program.edges[state]:
-            if edge.step is None:
-                mark = ((edge.mark, 1),) if edge.mark else ()
-                onto = (
-                    Trail(trail.value, trail.closed, counts=mark, parent=trail, length=trail.length) if mark else trail
-                )
+            if edge.step is not None:
+                onto = self._over(edge, edge.step, node, trail)
+            elif edge.mark is not None:
+                onto = Trail(Walk(trail.value, counts=((edge.mark, 1),)), trail.closed, trail, trail.length)
             else:
-                onto = self._over(edge, node, trail)
+                onto = trail
             if onto is not None:
                 moves.append((edge.target, onto))
         if over is not None:
             moves.append((state, over))
         return moves
 
-    def _over(self, edge: Edge, node: Node | None, trail: Trail) -> Trail | None:
-        wanted = edge.step.op if isinstance(edge.step, OpAtom) else "a sum"
+    def _over(self, edge: Edge, step: Step, node: Node | None, trail: Trail) -> Trail | None:
         if node is None:
-            return self._unlike(trail, "nothing: it is an input", wanted)
+            return self._unlike(trail, "nothing: it is an input", step.op if isinstance(step, OpAtom) else "a sum")
         if trail.length >= MAX_PATH:
             self.cut = True
             return self._missed(
                 trail, Reason.LIMIT, f"more than {MAX_PATH} nodes in a row are left to a later round", 1
             )
-        if isinstance(edge.step, SumStep):
-            return self._over_sum(edge.step, node, trail)
-        return self._over_op(edge.step, edge, node, trail) if edge.step is not None else None
+        return self._over_op(step, edge, node, trail) if isinstance(step, OpAtom) else self._over_sum(step, node, trail)
 
     def _over_op(self, atom: OpAtom, edge: Edge, node: Node, trail: Trail) -> Trail | None:
         if node.op != atom.op:
@@ -239,16 +241,14 @@ class _Walker:
             return None
         labels = tuple((label, node) for label in edge.labels)
         counts = ((edge.mark, 1),) if edge.mark else ()
-        below = node.data[0]
-        return Trail(below, below.private, (node,), labels, counts, node.op, (), trail, trail.length + 1)
+        return trail.over(Walk(node.data[0], (node,), labels, counts, node.op), closed=node.data[0].private)
 
     def _over_transparent(self, node: Node | None, trail: Trail) -> Trail | None:
         if node is None or not trail.closed or trail.length >= MAX_PATH or not is_transparent(node):
             return None
         if (trail.length == 0 and self.outermost) or node.output is not trail.value:
             return None  # what stands behind the exit is not part of the match
-        below = node.data[0]
-        return Trail(below, below.private, (node,), parent=trail, length=trail.length + 1)
+        return trail.over(Walk(node.data[0], (node,)), closed=node.data[0].private)
 
     def _over_sum(self, step: SumStep, node: Node, trail: Trail) -> Trail | None:
         if not is_sum(node):
@@ -261,10 +261,7 @@ class _Walker:
         if isinstance(found, Refusal):
             self._record(trail.length + 1, found)
             return None
-        return Trail(
-            found.entry, _closed(found), found.nodes, found.labels, found.counts, found.words, found.rest, trail,
-            trail.length + 1,
-        )  # fmt: skip
+        return trail.over(found, closed=_closed(found))
 
     @property
     def near_miss(self) -> Refusal | None:
@@ -290,27 +287,24 @@ class _Walker:
 
 
 def _finished(trail: Trail) -> Walk:
-    nodes: list[Node] = []
-    labels: list[tuple[str, Node]] = []
-    counts: list[tuple[str, int]] = []
-    words: list[str] = []
-    rest: Rest = ()
-    step: Trail | None = trail
-    steps: list[Trail] = []
-    while step is not None:  # from the entry's side to the exit's
-        steps.append(step)
-        rest += step.rest
-        labels.extend(step.labels)
-        counts.extend(step.counts)
-        if step.words:
-            words.append(step.words)
-        step = step.parent
-    for step in reversed(steps):
-        nodes.extend(step.nodes)
-    return Walk(trail.value, tuple(nodes), tuple(labels), tuple(counts), "->".join(words), rest)
+    """All steps of a way as one."""
+    steps = [trail.step]
+    while trail.parent is not None:
+        trail = trail.parent
+        steps.append(trail.step)
+    steps.reverse()  # exit first
+    return Walk(
+        steps[-1].entry,
+        tuple(node for step in steps for node in step.nodes),
+        tuple(label for step in steps for label in step.labels),
+        tuple(count for step in steps for count in step.counts),
+        "->".join(step.words for step in reversed(steps) if step.words),
+        tuple(left for step in steps for left in step.rest),
+        next((step.root for step in steps if step.nodes), None),
+    )
 
 
-def _closed(found: Grouped) -> bool:
+def _closed(found: Walk) -> bool:
     """Whether nothing but the group reads its entry, so that the way may go on through it."""
     entry = found.entry
     if entry.is_output or entry.captured or any(value is entry for _, value in found.rest):
@@ -341,7 +335,7 @@ class _Grouping:
     reading: Reading
     leftovers: bool
 
-    def choose(self) -> Grouped | Refusal:
+    def choose(self) -> Walk | Refusal:
         by_entry: dict[str, list[Candidate]] = defaultdict(list)
         for candidate in self.reading.candidates:
             by_entry[candidate.walk.entry.name].append(candidate)
@@ -369,7 +363,7 @@ class _Grouping:
 
         return sorted(sets, key=rank) if len(sets) > 1 else sets
 
-    def _grouped(self, assigned: Sequence[Candidate]) -> Grouped:
+    def _grouped(self, assigned: Sequence[Candidate]) -> Walk:
         arms = self.reading.arms
         taken = {c.index for c in assigned}
         nodes = list(self.flat.nodes)
@@ -389,7 +383,7 @@ class _Grouping:
         listed = ", ".join(part if count == 1 else f"{count} {part}" for part, count in parts.items())
         rest = tuple((o.sign, o.value) for i, o in enumerate(self.flat.operands) if i not in taken)
         entry = assigned[0].walk.entry
-        return Grouped(entry, tuple(nodes), tuple(labels), tuple(counts), f"sum of {listed}", rest)
+        return Walk(entry, tuple(nodes), tuple(labels), tuple(counts), f"sum of {listed}", rest, self.flat.root)
 
     def _no_entry(self) -> Refusal:
         """Why no two operands make a group: one is read elsewhere or made by something else, or entries differ."""
