@@ -19,6 +19,7 @@ from rewriter.checking.compare import Measured, difference
 from rewriter.checking.engines import CannotLoad, CannotRun
 from rewriter.checking.net import Net, extract, tensor_info
 from rewriter.checking.record import OutputCheck, Verdict
+from rewriter.checking.wire import Array
 
 if TYPE_CHECKING:
     from rewriter.checking.trial import Ran, Trial
@@ -32,7 +33,9 @@ def check(trial: Trial, names: Sequence[str], direct: dict[str, list[Measured]])
     trial.say("outputs after a choice")
     try:
         fed = _fed(trial, trial.after, [pairs[name] for name in names])
-        found = {name: [difference(ran.outputs[name], out[pairs[name]]) for ran, out in fed] for name in names}
+        found = {
+            name: [difference(ran.outputs[name], out[pairs[name]], trial.parts) for ran, out in fed] for name in names
+        }
         own = _own(trial, names) if trial.request.tolerance is None else {}
     except (CannotLoad, CannotRun) as error:
         note = f"differs after {_after(trial)}, and the part behind it cannot be run alone: {error}"
@@ -41,7 +44,7 @@ def check(trial: Trial, names: Sequence[str], direct: dict[str, list[Measured]])
     checks: list[OutputCheck] = []
     for name in names:
         sets = [
-            replace(m, found=other, own=own.get((name, m.case), 0.0), own_taken_here=(name, m.case) in own)
+            replace(m, found=other, own=own.get((name, m.case), np.zeros(1)), own_taken_here=(name, m.case) in own)
             for m, other in zip(direct[name], found[name], strict=True)
         ]
         most = max(direct[name], key=lambda m: m.found.differing)
@@ -81,13 +84,13 @@ def _declared(name: str, value: np.ndarray[Any, Any]) -> ValueInfoProto:
     return tensor_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.ndim)
 
 
-def _own(trial: Trial, names: Sequence[str]) -> dict[tuple[str, str], float]:
+def _own(trial: Trial, names: Sequence[str]) -> dict[tuple[str, str], Array]:
     """The own error of the part behind the choice."""
-    own: dict[tuple[str, str], float] = {}
+    own: dict[tuple[str, str], Array] = {}
     for seed in _SEEDS:
         for ran, outputs in _fed(trial, perturb.perturbed(trial.before, seed, trial.engine.unit), names):
             for name in names:
-                found = difference(ran.outputs[name], outputs[name])
                 key = (name, ran.case.label)
-                own[key] = max(own.get(key, 0.0), np.inf if found.problem else found.error)
+                error = compare.own_error(difference(ran.outputs[name], outputs[name], trial.parts))
+                own[key] = compare.larger(own.get(key, error), error)
     return own

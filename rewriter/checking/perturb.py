@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from rewriter.checking.net import STANDARD, Net, ancestors, is_float, with_arrays
+from rewriter.checking.net import STANDARD, Net, ancestors, integer, is_float, with_arrays
 from rewriter.checking.wire import Array, dtype_of
 
 ROUNDOFF: dict[int, float] = {
@@ -106,6 +106,16 @@ def roundoff(net: Net) -> float:
             size = int(np.prod(list(tensor.dims), dtype=np.int64))
             counts[tensor.data_type] = counts.get(tensor.data_type, 0) + size
     return ROUNDOFF[max(counts, key=lambda kind: counts[kind])] if counts else ROUNDOFF[TensorProto.FLOAT]
+
+
+def coarse(net: Net, unit: float) -> bool:
+    """Whether the net rounds inside to a grid coarser than `unit`: quantization, or casts to a narrower float."""
+    for node in net.graph.node:
+        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+            return True
+        if node.op_type == "Cast" and ROUNDOFF.get(integer(node, "to", 0), 0.0) > unit:
+            return True
+    return False
 
 
 def roundoff_of(value: Any) -> float:

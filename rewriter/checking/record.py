@@ -20,8 +20,9 @@ class Verdict(StrEnum):
 class OutputCheck:
     """One output compared: `error` is max |after - before|, `own_error` e0, `scale` max |before|, all absolute.
 
-    `inputs` names the input set that gave the largest error ("gaussian 1x3x320x320"). Passes when
-    error <= 4 * own_error + 8 * unit * scale (design: Flow, verify).
+    `inputs` names the input set that came closest to the limit ("gaussian 1x3x320x320"). Passes when
+    error <= tolerance = 4 * own_error + 8 * unit * scale (design: Flow, verify), for the output as a whole and for each
+    index of its axis 1 and last axis. Where only an index fails, the figures are that index's and `note` names it.
     """
 
     name: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from rewriter.checking.samples import Case
 from rewriter.checking.wire import Array
 
 SEEDS = (1, 2, 3)
+_MORE_SEEDS = range(4, 13)
+_NEAR = 8.0  # times the limit: further off is no bad luck with three runs
 _WANTED_SIZES = 2
 
 
@@ -59,10 +62,11 @@ class Trial:
     frontier: tuple[str, ...]
     say: Callable[[str], None]
     unit: float  # u of what the weights are stored in, and of what the engine computes in
+    parts: bool = True  # judge by index too
     notes: list[str] = field(default_factory=list[str])
     ran: list[Ran] = field(default_factory=list[Ran])
     varying: set[str] = field(default_factory=set[str])
-    own: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    own: dict[tuple[str, str], Array] = field(default_factory=dict[tuple[str, str], Array])  # e0, by part
 
     @property
     def names(self) -> dict[str, str]:
@@ -77,7 +81,8 @@ def run(engine: Engine, request: Request, before: Net, after: Net, say: Callable
     there = value_names(cut_after.graph)
     frontier = tuple(name for name in found.frontier if name in there and name not in pairs)
     unit = max(perturb.roundoff(cut_before), engine.unit)
-    trial = Trial(engine, request, cut_before, cut_after, found, frontier, say, unit)
+    parts = request.tolerance is None and not perturb.coarse(cut_before, unit)
+    trial = Trial(engine, request, cut_before, cut_after, found, frontier, say, unit, parts)
     dropped = len(before.graph.node) - len(cut_before.graph.node)
     if dropped:
         trial.notes.append(f"{dropped} nodes of the original that the compared outputs do not need were not run")
@@ -139,7 +144,7 @@ def run_original(trial: Trial, specs: Sequence[sizes.InputSpec]) -> None:
 def run_size(trial: Trial, session: Session, todo: Sequence[Case], total: int) -> str:
     """Run the original at one size; why it cannot, if its anchor fails. Other kinds that fail are noted."""
     for case in todo:
-        trial.say(f"original {len(trial.ran) + 1}/{total} inputs")
+        trial.say(f"original, input {len(trial.ran) + 1}/{total}")
         try:
             trial.ran.append(Ran(case, session.run(case.feeds)))
         except CannotRun as error:
@@ -154,16 +159,18 @@ def _identical(first: Any, second: Any) -> bool:
     return not found.problem and found.error == 0
 
 
-def measure_own(trial: Trial, sets: Sequence[Ran], names: Sequence[str] | None = None) -> None:
-    """e0 on `sets` into `own`: the largest change over three runs with every weight off by one rounding."""
+def measure_own(
+    trial: Trial, sets: Sequence[Ran], names: Sequence[str] | None = None, seeds: Sequence[int] = SEEDS
+) -> None:
+    """e0 on `sets` into `own`: the largest change over runs with every weight off by one rounding."""
     wanted = list(names if names is not None else trial.names)
     net = extract(trial.before, wanted)
-    for seed in SEEDS:
-        trial.say(f"the original's own error {seed}/{len(SEEDS)}")
+    for seed in seeds:
+        trial.say(f"original, rounding {seed}/{max(SEEDS[-1], seeds[-1])}")
         try:
             _measure_once(trial, net, seed, sets, wanted)
         except (CannotLoad, CannotRun):
-            trial.own.update({(name, ran.case.label): np.inf for name in wanted for ran in sets})
+            trial.own.update({(name, ran.case.label): np.array([np.inf]) for name in wanted for ran in sets})
             trial.notes.append("the original does not run with perturbed weights, so its own error is not known")
             return
 
@@ -174,11 +181,9 @@ def _measure_once(trial: Trial, net: Net, seed: int, sets: Sequence[Ran], wanted
     for ran in sets:
         outputs = session.run(ran.case.feeds)
         for name in wanted:
-            found = difference(ran.outputs[name], outputs[name])
-            # A change of shape or of NaN says that rounding decides; no number bounds that.
-            error = np.inf if found.problem else found.error
             key = (name, ran.case.label)
-            trial.own[key] = max(trial.own.get(key, 0.0), error)
+            error = compare.own_error(difference(ran.outputs[name], outputs[name], trial.parts))
+            trial.own[key] = compare.larger(trial.own.get(key, error), error)
 
 
 def run_other(trial: Trial) -> dict[str, list[Measured]]:
@@ -187,25 +192,25 @@ def run_other(trial: Trial) -> dict[str, list[Measured]]:
     session = trial.engine.open(extract(trial.after, list(dict.fromkeys(names.values()))))
     result: dict[str, list[Measured]] = {name: [] for name in names}
     for at, ran in enumerate(trial.ran):
-        trial.say(f"rewritten {at + 1}/{len(trial.ran)} inputs")
+        trial.say(f"rewritten, input {at + 1}/{len(trial.ran)}")
         try:
             outputs = session.run(ran.case.feeds)
         except CannotRun as error:
             raise CannotRun(f"it fails on {ran.case.label}, where the original runs: {error}") from error
         for name, renamed in names.items():
-            result[name].append(measured(trial, name, ran, difference(ran.outputs[name], outputs[renamed])))
+            result[name].append(
+                measured(trial, name, ran, difference(ran.outputs[name], outputs[renamed], trial.parts))
+            )
     return result
 
 
 def measured(trial: Trial, name: str, ran: Ran, found: compare.Difference) -> Measured:
     """A difference with the original's own error: taken here, else that of the same size's anchor."""
-    here = trial.own.get((name, ran.case.label))
-    anchors = (other for other in trial.ran if other.case.anchor and other.case.size == ran.case.size)
-    own = max((trial.own.get((name, anchor.case.label), 0.0) for anchor in anchors), default=0.0)
-    value = ran.outputs[name]
-    unit = max(trial.unit, perturb.roundoff_of(value))
-    taken = here is not None
-    return Measured(ran.case.label, found, max(own, here or 0.0), unit, taken)
+    anchors = (o.case.label for o in trial.ran if o.case.anchor and o.case.size == ran.case.size)
+    known = [trial.own[name, label] for label in {ran.case.label, *anchors} if (name, label) in trial.own]
+    own = reduce(compare.larger, known) if known else np.zeros(1)
+    unit = max(trial.unit, perturb.roundoff_of(ran.outputs[name]))
+    return Measured(ran.case.label, found, own, unit, (name, ran.case.label) in trial.own)
 
 
 def check_outputs(trial: Trial, differences: dict[str, list[Measured]]) -> tuple[OutputCheck, ...]:
@@ -228,24 +233,35 @@ def check_outputs(trial: Trial, differences: dict[str, list[Measured]]) -> tuple
 
 
 def remeasure(trial: Trial, differences: dict[str, list[Measured]]) -> None:
-    """Where the anchor's own error does not explain a difference, take the own error on that very input set."""
+    """What fails is looked at again: with e0 of that very input set, and near the limit with e0 of more runs."""
     if trial.request.tolerance is not None:
         return
+    _remeasure(trial, differences, SEEDS, lambda m: not m.own_taken_here)
+    for seed in _MORE_SEEDS:
+        if not _remeasure(trial, differences, (seed,), lambda m: compare.badness(m) <= _NEAR):
+            break
+
+
+def _remeasure(
+    trial: Trial, differences: dict[str, list[Measured]], seeds: Sequence[int], wanted: Callable[[Measured], bool]
+) -> bool:
+    """Measure e0 again for what fails and is `wanted`; whether there was any."""
     plain = [n for n in differences if n not in trial.found.outputs and n not in trial.varying]
     failing = {
         (name, m.case)
         for name in plain
         for m in differences[name]
-        if not m.found.problem and not m.found.exact and not m.own_taken_here and not compare.passes(m, None)
+        if not m.found.problem and not m.found.exact and not compare.passes(m, None) and wanted(m)
     }
     if not failing:
-        return
+        return False
     labels = {label for _, label in failing}
     names = sorted({name for name, _ in failing})
-    measure_own(trial, [ran for ran in trial.ran if ran.case.label in labels], names)
+    measure_own(trial, [ran for ran in trial.ran if ran.case.label in labels], names, seeds)
     for name in names:
         pairs = zip(trial.ran, differences[name], strict=True)
         differences[name] = [measured(trial, name, ran, m.found) for ran, m in pairs]
+    return True
 
 
 def _random(trial: Trial, name: str, renamed: str) -> OutputCheck:

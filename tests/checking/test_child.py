@@ -42,8 +42,8 @@ def test_too_long_is_not_verified_and_nothing_runs_on() -> None:
     result = verify(busy(), busy(), limits=Limits(seconds=3), progress=said.append)
     assert time.monotonic() - started < 10
     assert result.verdict is Verdict.NOT_VERIFIED
-    assert "took longer than 3 s (during: original 1/4 inputs)" in result.reason
-    assert said == ["loading", "original 1/4 inputs"]
+    assert "took longer than 3 s (during: original, input 1/4)" in result.reason
+    assert said == ["loading", "original, input 1/4"]
 
 
 def test_too_much_memory_is_not_verified() -> None:
