@@ -23,7 +23,8 @@ from rewriter.errors import UsageError
 from rewriter.graph import files, measure, saving, surgeon
 from rewriter.graph import shapes as sizes
 from rewriter.graph.files import LoadedModel
-from rewriter.graph.onnx import value_type, view
+from rewriter.graph.onnx import view
+from rewriter.graph.proto import value_type
 from rewriter.graph.view import Graph
 from rewriter.language.library import LoadedPattern, resolve, shipped
 from rewriter.language.parameters import set_parameters

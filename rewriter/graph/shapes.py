@@ -21,7 +21,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, defs, helper, shape_inference
 
 from rewriter.errors import InputError
-from rewriter.graph.onnx import DEFAULT_DOMAINS, attributes, captured_names, producers, topological, value_type
+from rewriter.graph.proto import DEFAULT_DOMAINS, attributes, captured_names, producers, topological, value_type
 from rewriter.graph.tensors import constant_of
 from rewriter.graph.view import Dim
 

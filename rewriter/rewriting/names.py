@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from rewriter.graph.onnx import bodies, captured_names
+from rewriter.graph.proto import bodies, captured_names
 
 
 def value_names(model: ModelProto, nodes: Iterable[NodeProto]) -> set[str]:

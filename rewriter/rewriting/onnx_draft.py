@@ -17,7 +17,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from rewriter.algebra.conv import round_to
 from rewriter.algebra.proof import prove_rounded
 from rewriter.errors import VerificationError
-from rewriter.graph.onnx import captured_names, live_names, view
+from rewriter.graph.onnx import view
+from rewriter.graph.proto import captured_names, live_names
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
 from rewriter.rewriting import names

@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from rewriter.errors import ChoiceError, Reason
-from rewriter.graph.onnx import value_type, view
+from rewriter.graph.onnx import view
+from rewriter.graph.proto import value_type
 from rewriter.graph.view import Array
 from rewriter.language.library import LoadedPattern
 from rewriter.language.lint import UNCOUNTED

@@ -12,7 +12,8 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from rewriter.errors import InputError
-from rewriter.graph.onnx import captured_names, live_names, value_type, view
+from rewriter.graph.onnx import view
+from rewriter.graph.proto import captured_names, live_names, value_type
 from rewriter.graph.view import Constant, Graph
 
 FLOAT = TensorProto.FLOAT
