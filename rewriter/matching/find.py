@@ -98,7 +98,7 @@ def at(graph: Graph, query: Query, node: Node) -> Match | Refusal | None:
 
 def _at(search: Search, query: Query, node: Node) -> _Found:
     walked = search.at_exit(query.program, node.output)
-    near = walked.sum_at is not None if "sum" in query.program.firsts else walked.depth > 0
+    near = walked.sum_at is not None if query.program.sums else walked.depth > 0
     refusal = walked.near_miss if near else None
     for reading in sorted(walked.walks, key=lambda w: -len(w.nodes)):
         match = _match(query, node.output, reading)

@@ -163,7 +163,7 @@ def uniform(constant: Constant) -> float | None:
 
 
 def _value(node: Node) -> Reading:
-    if node.op == "shift" and node.attrs["sign"] != 1:
+    if node.op == "shift" and node.attrs.get("sign", 1) != 1:
         return None  # c - x is no addition to x
     constant = node.consts.get("factor") or node.consts.get("term")
     return None if constant is None else uniform(constant)

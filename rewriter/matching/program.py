@@ -75,13 +75,15 @@ class Edge:
 class Program:
     """States are indices into `edges`; `start` stands at the exit, `accept` at the entry.
 
-    `firsts` are the operators one of which must stand at the exit ("sum" for a sum).
+    `firsts` are the operators one of which must stand at the exit ("sum" for a sum); `sums` says whether there is a sum
+    anywhere outside other sums.
     """
 
     edges: tuple[tuple[Edge, ...], ...]
     start: int
     accept: int
     firsts: frozenset[str]
+    sums: bool
 
 
 def compile_body(body: Body, chains: Mapping[str, Chain]) -> Program:
@@ -89,7 +91,9 @@ def compile_body(body: Body, chains: Mapping[str, Chain]) -> Program:
     compiler = _Compiler(chains)
     accept = compiler.state()
     start = compiler.body(body, accept)
-    return Program(tuple(tuple(edges) for edges in compiler.edges), start, accept, _firsts(compiler.edges, start))
+    edges = tuple(tuple(found) for found in compiler.edges)
+    sums = any(isinstance(edge.step, SumStep) for found in edges for edge in found)
+    return Program(edges, start, accept, _firsts(edges, start), sums)
 
 
 def _firsts(edges: Sequence[Sequence[Edge]], start: int) -> frozenset[str]:

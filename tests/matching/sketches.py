@@ -1,6 +1,6 @@
 """Graphs drawn node by node for the tests of matching, and patterns from text.
 
-Invariant: a value is named after the node that makes it ("conv_3" makes "conv_3:0"), so that tests can tell the two apart.
+Invariant: a value is named after the node that makes it ("conv_3" makes "conv_3:0"), so that tests tell the two apart.
 """
 
 from __future__ import annotations

@@ -132,7 +132,9 @@ def test_without_a_result_a_comparison_is_false(value: Expr) -> None:
 
 
 def test_axes_that_do_not_correspond() -> None:
-    things = Bindings({"a": ({"k": (1, 2, 3)},), "b": ({"k": (1, 2)},)}, {}, {}, lambda thing, name: thing.get(name, ()))
+    things = Bindings(
+        {"a": ({"k": (1, 2, 3)},), "b": ({"k": (1, 2)},)}, {}, {}, lambda thing, name: thing.get(name, ())
+    )
     for op in ("=", "!=", "<", ">="):
         assert not holds(Binary(op, attribute("a.k"), attribute("b.k")), things)
         assert not holds(Binary(op, Binary("+", attribute("a.k"), attribute("b.k")), Number(0)), things)
