@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fixtures.cache import cached_export
-from fixtures.export import FORMS, Form
+from fixtures.export import FORMS, Form, export
 from fixtures.judge import cone, conv_count, count_params, op_histogram
 from fixtures.yolov9 import DualModel, build, converted, variant
 from rewriter import api
@@ -139,8 +139,22 @@ def test_in_float64_nothing_changes(name: str, form: Form) -> None:
     wanted = run_double(before, feeds)[before.graph.output[MAIN].name]
     assert found.dtype == wanted.dtype == np.float64
     assert boxes_differ(found, wanted) <= DOUBLE_LIMIT
-    if form == "legacy-bn":  # the other two hold weights that the exporter folded in float32
-        assert boxes_differ(found, torch_double(name, feeds["images"])) <= DOUBLE_LIMIT
+
+
+@pytest.mark.parametrize("name", ["n", pytest.param("t", marks=pytest.mark.slow)])
+def test_in_float64_torch_agrees(name: str, tmp_path: Path) -> None:
+    """Converted and fused against the training form's main output in torch, where the exporter folded nothing itself.
+
+    The model is built and exported here: statistics measured by another number of threads differ in their last bits.
+    """
+    model = build(name)
+    before = doubled(onnx.load(export(model, "legacy-bn", SMALL, tmp_path / "kept-norms.onnx")))
+    after = api.apply(before, PATTERNS, verify=False).model
+    image = noise(1, 3, SMALL, SMALL, seed=4, dtype=np.float64)
+    (found,) = run_double(after, {"images": image}).values()
+    auxiliary, main = torch_double(model, image)
+    assert boxes_differ(found, main) <= DOUBLE_LIMIT
+    assert boxes_differ(found, auxiliary) > 1e-3
 
 
 def single_precision(model: onnx.ModelProto) -> set[str]:
@@ -156,10 +170,10 @@ def boxes_differ(found: Array, wanted: Array) -> float:
 
 
 @torch.no_grad()
-def torch_double(name: str, image: Array) -> Array:
-    """torch's main output in float64; an ONNX file stores a norm's eps as float32."""
-    model = build(name).double()
+def torch_double(model: DualModel, image: Array) -> list[Array]:
+    """torch's outputs in float64; an ONNX file stores a norm's eps as float32."""
+    model = model.double()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eps = float(np.float32(module.eps))
-    return model(torch.from_numpy(image))[MAIN].numpy()
+    return [value.numpy() for value in model(torch.from_numpy(image))]
