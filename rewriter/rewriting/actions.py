@@ -178,7 +178,22 @@ def _keeps_rank(graph: Graph, node: Node) -> bool:
 
 
 def _least_rank(graph: Graph, value: Value) -> int:
-    if value.shape is not None:
-        return len(value.shape)
-    producer = graph.producer(value)
-    return 2 if producer is not None and producer.op in ("conv", "bn", "avg_pool", "max_pool") else 0
+    """A rank that the value has at least: declared, of an operator on images, or of what it is computed from."""
+    for _ in range(MOST_STEPS):
+        producer = graph.producer(value)
+        if value.shape is not None:
+            return len(value.shape)
+        if producer is None or producer.op not in RANK_KEPT or not producer.data:
+            return 2 if producer is not None and producer.op in ON_IMAGES else 0
+        value = producer.data[0]
+    return 0
+
+
+ON_IMAGES = frozenset({"conv", "conv_transpose", "bn", "avg_pool", "max_pool"})
+RANK_KEPT = frozenset(
+    {"relu", "leaky_relu", "silu", "sigmoid", "tanh", "gelu", "clip", "hardswish", "hardsigmoid", "softmax"}
+    | {"identity", "dropout", "cast", "pad", "neg", "scale", "shift", "add", "sub", "mul", "div"}
+)
+"""What it gives has no lower rank than what it reads first."""
+
+MOST_STEPS = 16

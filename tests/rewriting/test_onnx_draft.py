@@ -262,12 +262,12 @@ def test_tensors_that_somebody_else_needs_stay() -> None:
     model.graph.quantization_annotation.append(annotation("x", SCALE_TENSOR="scale_of_x"))
     model.graph.quantization_annotation.append(annotation("c", SCALE_TENSOR="t1"))
     model.training_info.add().update_binding.add(key="bound", value="new_bound")
-    model.graph.output.append(helper.make_tensor_value_info("t2", TensorProto.FLOAT, [4]))
+    model.graph.output.append(helper.make_tensor_value_info("t3", TensorProto.FLOAT, [4]))
     draft = OnnxDraft(model)
     rewrite(draft, resolve(["all"]))
     result = draft.finish()
     assert ops(result) == {"Conv": 1}
-    assert [t.name for t in result.graph.initializer][:3] == ["bound", "scale_of_x", "t2"]
+    assert [t.name for t in result.graph.initializer][:3] == ["bound", "scale_of_x", "t3"]
     assert len(result.graph.initializer) == 5
     assert [a.tensor_name for a in result.graph.quantization_annotation] == ["x"]
 
