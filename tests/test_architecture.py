@@ -1,0 +1,54 @@
+"""The layout shows the architecture: rooms import in one direction only, and light modules stay light."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "rewriter"
+
+# From what is read to what is shown; a room may import from those before it. Records are plain data that all hand on.
+ORDER = ["errors", "version", "checking", "graph", "language", "reporting", "matching", "algebra", "rewriting", "api"]
+SHELL = ["commandline", "cli", "__main__", "__init__"]
+APART = {"algebra": "onnx", "matching": "onnx"}  # rooms that know nothing of a file format
+
+
+def test_rooms_import_only_from_rooms_before_them() -> None:
+    rank = {room: i for i, room in enumerate([*ORDER, *SHELL])}
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {target}"
+        for path, target in _imports()
+        if target.startswith("rewriter.") and rank.get(_room_of(target), 0) > rank.get(_room(path), len(rank))
+    ]
+    assert not wrong
+
+
+def test_algebra_and_matching_know_nothing_of_onnx() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {target}"
+        for path, target in _imports()
+        if target.split(".")[0] == APART.get(_room(path)) or (_room(path) in APART and target == "rewriter.graph.onnx")
+    ]
+    assert not wrong
+
+
+def test_nothing_on_the_onnx_path_imports_torch() -> None:
+    assert not [path for path, target in _imports() if target.split(".")[0] in ("torch", "torchvision")]
+
+
+def _imports() -> Iterator[tuple[Path, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield path, node.module
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _room_of(module: str) -> str:
+    return module.split(".")[1]
