@@ -132,7 +132,7 @@ def feeds_of(model: ModelProto, chosen: bool = True) -> dict[str, Any]:
         kind = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
         shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
         if info.name not in stored:
-            feeds[info.name] = np.array(chosen) if kind == bool else random.normal(size=shape).astype(kind)
+            feeds[info.name] = np.array(chosen) if kind.kind == "b" else random.normal(size=shape).astype(kind)
     return feeds
 
 

@@ -71,7 +71,7 @@ def test_what_is_not_touched_stays_byte_for_byte() -> None:
     assert (result.graph.input, result.graph.output) == (model.graph.input, model.graph.output)
     assert [info.name for info in result.graph.value_info] == ["head", "folded", "never_was"]
     assert [a.tensor_name for a in result.graph.quantization_annotation] == ["head", "nowhere"]
-    assert [t.name for t in result.graph.initializer][0] == "unread"
+    assert result.graph.initializer[0].name == "unread"
 
 
 def test_the_new_conv_has_the_name_docs_and_metadata_of_the_old_one() -> None:
