@@ -120,8 +120,8 @@ def apply(
     before = _totals(draft, draft.view())
     outcome = rewrite(draft, loaded_patterns, keep_all=keep == ALL, max_rounds=max_rounds, progress=progress)
     renamed = _rename(draft, rename or {})
-    after = _totals(draft, draft.view()) if draft.edited else before
     finished = draft.finish()
+    after = _totals(draft, draft.view()) if draft.edited else before
     verification = NOT_ASKED
     if verify:
         verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
@@ -296,14 +296,13 @@ def _verified(
     names = dict(renamed)
     if any(i.name in names for i in original.graph.input):
         finished, names = _with_old_names(finished, names), {}
-    kept = {o.name for o in finished.graph.output}
-    pairs = {o.name: names.get(o.name, o.name) for o in original.graph.output}
+    old_names = {new: old for old, new in names.items()}
     return compare(
         original,
         finished,
         before_folder=opened.folder,
         after_folder=opened.folder,
-        outputs={old: new for old, new in pairs.items() if new in kept},
+        outputs={old_names.get(o.name, o.name): o.name for o in finished.graph.output},
         inputs=inputs,
         shapes=shapes,
         progress=_told(progress),

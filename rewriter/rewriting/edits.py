@@ -1,4 +1,4 @@
-"""The five edits that a rewrite may consist of, and the plan that holds them.
+"""The six edits that a rewrite may consist of, and the plan that holds them.
 
 Invariant: an edit speaks of values by name and of nodes by the view's `Node`, so any kind of graph can carry it out.
 A plan keeps the exit value's name, so that its readers stay as they are.
@@ -56,7 +56,16 @@ class RemoveOutput:
     name: str
 
 
-Edit: TypeAlias = "AddConstant | AddNode | Rewire | RemoveNode | RemoveOutput"
+@dataclass(frozen=True, slots=True, eq=False)
+class Reread:
+    """`node` reads `new` wherever it read `old`; nobody else does."""
+
+    node: Node
+    old: str
+    new: str
+
+
+Edit: TypeAlias = "AddConstant | AddNode | Rewire | RemoveNode | RemoveOutput | Reread"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

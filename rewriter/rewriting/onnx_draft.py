@@ -1,4 +1,4 @@
-"""An ONNX model under edit: the five edits carried out on the parsed protobuf, and the model made whole at the end.
+"""An ONNX model under edit: the six edits carried out on the parsed protobuf, and the model made whole at the end.
 
 Invariant: nodes and tensors that no edit touches are the very messages that were parsed, in their order. Only what our
 own edits made dead is removed: what nothing read before stays. Kernels stay float64 between rounds, are rounded once at
@@ -22,7 +22,7 @@ from rewriter.graph.proto import captured_names, live_names
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
 from rewriter.rewriting import names
-from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Rewire
+from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Reread, Rewire
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
 
@@ -84,6 +84,8 @@ class OnnxDraft:
                     added.setdefault(id(edit.at.native), []).append(_node(edit))
                 case RemoveOutput():
                     self._remove_output(edit.name)
+                case Reread():
+                    _reread(edit)
                 case _:
                     pass
         kept: list[NodeProto] = []
@@ -92,6 +94,8 @@ class OnnxDraft:
             if id(node) not in removed:
                 kept.append(node)
         self.nodes = kept
+        if any(isinstance(edit, Reread) for edit in edits):
+            self._reorder()
         self._rename(_ends({e.old: e.new for e in edits if isinstance(e, Rewire)}))
         self._remove_dead()
 
@@ -128,12 +132,19 @@ class OnnxDraft:
         else:
             graph.initializer.extend(stored)
         graph.node.extend(self.nodes)
+        self.nodes, self.made, self._view = list(graph.node), {}, None
         return self.model
 
     def _touched(self) -> None:
         assert not self._finished, "the draft was finished"
         self.edited = True
         self._view = None
+
+    def _reorder(self) -> None:
+        """Every node behind what it reads: only an edit of what a node reads can move it."""
+        reads = [(*n.input, *captured_names(n)) if n.attribute else n.input for n in self.nodes]
+        order = topological(self.nodes, reads, producers([n.output for n in self.nodes]))
+        self.nodes = [self.nodes[i] for i in order]
 
     def _remove_output(self, name: str) -> None:
         _delete(self.model.graph.output, lambda o: o.name == name)
@@ -182,6 +193,11 @@ def _ends(rewires: Mapping[str, str]) -> dict[str, str]:
             name = rewires[name]
         ends.update(dict.fromkeys(path, ends.get(name, name)))
     return ends
+
+
+def _reread(edit: Reread) -> None:
+    if isinstance(edit.node.native, NodeProto):
+        names.set_inputs(edit.node.native, {edit.old: edit.new})
 
 
 def _constant(edit: AddConstant) -> Constant:
