@@ -18,7 +18,7 @@ from rewriter.algebra.conv import round_to
 from rewriter.algebra.proof import prove_rounded
 from rewriter.errors import VerificationError
 from rewriter.graph.onnx import view
-from rewriter.graph.proto import captured_names, live_names
+from rewriter.graph.proto import captured_names, live_names, producers, topological
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
 from rewriter.rewriting import names
@@ -197,7 +197,8 @@ def _ends(rewires: Mapping[str, str]) -> dict[str, str]:
 
 def _reread(edit: Reread) -> None:
     if isinstance(edit.node.native, NodeProto):
-        names.set_inputs(edit.node.native, {edit.old: edit.new})
+        ports = edit.node.native.input
+        ports[:] = [edit.new if name == edit.old else name for name in ports]
 
 
 def _constant(edit: AddConstant) -> Constant:

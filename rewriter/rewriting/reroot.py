@@ -138,16 +138,15 @@ class _Search:
     )
 
     @classmethod
-    def of(
-        cls, graph: Graph, known: Sizes, stays: bytearray, anchors: Sequence[Node], allow_lost: bool
-    ) -> _Search:
+    def of(cls, graph: Graph, known: Sizes, stays: bytearray, anchors: Sequence[Node], allow_lost: bool) -> _Search:
         tainted = _behind(graph, anchors)
         sound = [bool(stays[node.index]) and not tainted[node.index] for node in graph.nodes]
         by: dict[int, list[str]] = {}
         for assertion in known.assertions:
             by.setdefault(assertion.assumption, []).append(_name(graph.nodes[assertion.node]))
         names = {number: tuple(dict.fromkeys(nodes)) for number, nodes in by.items()}
-        return cls(graph, known, _ranked(graph, sound, known), _granted(known, sound), names, allow_lost)
+        read = _read_by_several(graph, stays)
+        return cls(graph, known, _ranked(graph, sound, known, read), _granted(known, sound), names, allow_lost)
 
     def source(self, anchor: Node) -> Moved | Stayed:
         old, name = anchor.data[0], _name(anchor)
@@ -252,30 +251,47 @@ def _granted(known: Sizes, sound: Sequence[bool]) -> frozenset[int]:
     return frozenset(granted)
 
 
-def _ranked(graph: Graph, sound: Sequence[bool], known: Sizes) -> list[Value]:
+def _read_by_several(graph: Graph, stays: bytearray) -> set[str]:
+    """Values that no fold could remove: outputs, and what two nodes read that stay."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        for value in node.outputs:
+            readers = [r for r in value.readers if stays[r] and graph.nodes[r].op not in SIZE_ONLY]
+            if len(readers) > 1 or value.is_output or value.captured:
+                found.add(value.name)
+    return found
+
+
+def _ranked(graph: Graph, sound: Sequence[bool], known: Sizes, several: Collection[str]) -> list[Value]:
     """Inputs of the model, in its order, then what sound nodes make, nearest to the inputs first.
 
-    Ties go by structure, so that neither names nor the order of nodes decide.
+    A value that only one node reads comes after all others: it may lie inside of what can be folded, and one more
+    reader would keep it. Ties go by structure, so that neither names nor the order of nodes decide.
     """
-    depth: dict[str, int] = {value.name: 0 for value in graph.inputs}
-    print_of: dict[str, str] = {value.name: f"input {i}" for i, value in enumerate(graph.inputs)}
-    made: list[tuple[int, str, int, Value]] = []
+    depth = {value.name: 0 for value in graph.inputs}
+    marks = {value.name: f"input {i}" for i, value in enumerate(graph.inputs)}
+    made: list[tuple[bool, int, str, int, Value]] = []
     for node in graph.nodes:
         if not sound[node.index]:
             continue
         reached = [depth[value.name] for value in node.data if value.name in depth]
-        prints = [print_of.get(value.name, "") for value in node.data]
-        stored = sorted((role, constant.shape) for role, constant in node.consts.items())
-        words = f"{node.op}{prints}{stored}{sorted(node.attrs.items(), key=lambda item: item[0])}"
-        mark = hashlib.blake2b(words.encode(errors="replace"), digest_size=12).hexdigest()
+        mark = _mark(node, marks)
         for place, value in enumerate(node.outputs):
-            print_of[value.name] = f"{mark}{place}"
-            if reached and value.name and value.constant is None:
+            marks[value.name] = f"{mark}{place}"
+            if reached and value.name in known.dims and value.constant is None:
                 depth[value.name] = 1 + min(reached)
-                made.append((depth[value.name], print_of[value.name], node.index, value))
-    made.sort(key=lambda each: each[:3])
-    ranked = [*graph.inputs, *(value for *_, value in made)]
-    return [value for value in ranked if value.name in known.dims]
+                made.append((value.name not in several, depth[value.name], marks[value.name], node.index, value))
+    made.sort(key=lambda each: each[:4])
+    return [*(value for value in graph.inputs if value.name in known.dims), *(value for *_, value in made)]
+
+
+def _mark(node: Node, marks: Mapping[str, str]) -> str:
+    """What the node computes, in a few letters: its operator and settings, and the marks of what it reads."""
+    read = [marks.get(value.name, "") for value in node.data]
+    stored = sorted((role, constant.shape) for role, constant in node.consts.items())
+    settings = sorted((key, str(value)) for key, value in node.attrs.items())
+    words = f"{node.op} {read} {stored} {settings}"
+    return hashlib.blake2b(words.encode(errors="replace"), digest_size=12).hexdigest()
 
 
 def _name(node: Node) -> str:
