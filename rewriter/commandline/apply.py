@@ -126,10 +126,14 @@ def run(request: Request) -> int:
                 if not request.check:
                     progress(f"writing {output}", None)
                     result.save(output, force=request.force)
-    _show(replace(report, output=None) if refused else report, as_json=request.as_json)
-    if refused:
+    if refused is not None:
+        _show(replace(report, output=None), as_json=request.as_json)
         raise VerificationError(refused)
-    return _conclude(report, check=request.check)
+    try:
+        _show(report, as_json=request.as_json)
+    finally:  # the model is written, even where stdout cannot be
+        _conclude(report, check=request.check)
+    return 1 if request.check and report.changed else 0
 
 
 def _apply(request: Request, model: Path, progress: console.Progress) -> Result:
@@ -174,15 +178,17 @@ def _show(report: Report, *, as_json: bool) -> None:
     console.table(ReportText(report))
 
 
-def _conclude(report: Report, *, check: bool) -> int:
-    """The last words on stderr, and the exit code."""
+def _conclude(report: Report, *, check: bool) -> None:
+    """The last words, on stderr."""
     from rewriter.checking.record import Verdict
 
-    if report.verification.verdict is not Verdict.OK:
-        console.note(summary.verdict_line(report.verification))
+    verdict = summary.verdict_line(report.verification)
+    verified = report.verification.verdict is Verdict.OK
+    if not verified:
+        console.note(verdict)
     if check:
-        console.note("something would change (--check)" if report.changed else "nothing would change (--check)")
-        return 1 if report.changed else 0
-    same = "" if report.changed else " (nothing to rewrite: the same bytes)"
-    console.note(f"wrote {report.output}{same}")
-    return 0
+        console.note(f"--check: {'something' if report.changed else 'nothing'} would change; no model was written")
+    elif not report.changed:
+        console.note(f"wrote {report.output}: nothing to rewrite, so it holds the same bytes")
+    else:
+        console.note(f"wrote {report.output}" + (f" ({verdict})" if verified else ""))

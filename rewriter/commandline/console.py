@@ -12,7 +12,7 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rewriter.commandline.guard import drop_stdout
+from rewriter.commandline.guard import delivered
 from rewriter.reporting import escape
 
 if TYPE_CHECKING:
@@ -31,25 +31,18 @@ def table(content: RenderableType) -> None:
     width = min(_MOST, shutil.get_terminal_size((_PIPE_WIDTH, 40)).columns)
     _tolerant(sys.stdout)
     console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
-    try:
-        with console.capture() as captured:
-            console.print(content)
-        # rich pads every line to the width, which a pipe has no use for
-        text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_stdout()
+    with console.capture() as captured:
+        console.print(content)
+    # rich pads every line to the width, which a pipe has no use for
+    text("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
 
 def text(content: str) -> None:
     """Writes text of ours, as it is, to stdout."""
     _tolerant(sys.stdout)
-    try:
+    with delivered():
         sys.stdout.write(content)
         sys.stdout.flush()
-    except BrokenPipeError:
-        drop_stdout()
 
 
 def note(message: str) -> None:

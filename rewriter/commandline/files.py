@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,7 @@ def check_reports(paths: Sequence[Path], *, force: bool, taken: Sequence[Path]) 
 
 
 @contextmanager
-def staged(report: Report, paths: Sequence[Path], *, force: bool) -> Iterator[None]:
+def staged(report: Report, paths: Sequence[Path], *, force: bool) -> Generator[None]:
     """Writes reports without names before the body runs (the full disk shows here), and names them after it."""
     from rewriter.graph.drafts import Draft, sweep
 
@@ -103,7 +103,7 @@ def _renderers() -> Mapping[str, Callable[[Report], str]]:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Generator[None]:
     try:
         yield
     except FileExistsError:

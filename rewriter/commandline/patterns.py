@@ -35,7 +35,7 @@ def list_patterns() -> int:
 
     rows = table("pattern", "what it does", "source")
     for loaded in {**installed(), **shipped()}.values():
-        add(rows, Text(loaded.name, style="bold"), loaded.pattern.doc, loaded.pattern.paper or "")
+        add(rows, Text(loaded.name, style="bold"), loaded.pattern.doc, ", ".join(loaded.pattern.papers))
     presets = table("preset", "stands for")
     for name, meaning in PRESETS.items():
         add(presets, Text(name, style="bold"), meaning)

@@ -38,6 +38,11 @@ def change(before: float | None, after: float | None) -> str:
     return f"{sign}{abs(percent):.1f} %"
 
 
+def signed(value: int) -> str:
+    """-91 -> "−91", 3 -> "+3"."""
+    return f"{'−' if value < 0 else '+'}{abs(value):,}"
+
+
 def error(value: float) -> str:
     """An absolute or relative difference: "0", "3.1e-16", "nan"."""
     return "0" if value == 0 else f"{value:.1e}"

@@ -11,30 +11,28 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from rewriter.checking.record import Verification
-from rewriter.reporting import escape, figures
-from rewriter.reporting.record import Inspection, Share
-from rewriter.reporting.text import add, heading, indent, name, table, verification
+from rewriter.reporting import escape, figures, summary
+from rewriter.reporting.record import Inspection, PatternOutlook, Share
+from rewriter.reporting.text import add, comparison, heading, indent, name, table, verdict
+
+_MOST_OUTPUTS = 12
 
 
 class InspectionText:
-    """Totals, what each output needs, what the shipped patterns would save."""
+    """What could go, then totals, what each output needs, and what each pattern would do."""
 
     def __init__(self, inspection: Inspection) -> None:
         self.inspection = inspection
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.inspection
-        totals = found.totals
-        macs = "unknown" if totals.multiply_adds is None else figures.short(totals.multiply_adds)
-        yield Text.assemble(
-            (name(found.model), "bold"),
-            f": {figures.plural(totals.parameters, 'parameter')}, {figures.plural(totals.nodes, 'node')}, "
-            f"{macs} multiply-adds, {figures.size(totals.bytes)}",
-        )
+        yield Text(escape.name(found.model), style="bold")
+        yield indent(Text(f"{summary.sizes(found.totals)}, {figures.size(found.totals.bytes)}", style="bold"))
+        yield from _what_goes(found)
         yield from _outputs(found)
         yield from _patterns(found)
         yield heading("Operators")
-        operators = (f"{name(op)} {figures.count(number)}" for op, number in totals.ops)
+        operators = (f"{name(op)} {figures.count(number)}" for op, number in found.totals.ops)
         yield indent(Text(", ".join(operators)))
         if found.dead:
             shown = ", ".join(map(name, found.dead[:3])) + (", …" if len(found.dead) > 3 else "")
@@ -48,26 +46,53 @@ class VerificationText:
         self.found = found
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from verification(self.found)
+        yield verdict(self.found)
+        yield from comparison(self.found)
         if self.found.inputs:
             yield indent(Text("inputs: " + ", ".join(map(escape.plain, self.found.inputs)), style="dim"))
 
 
+def _what_goes(found: Inspection) -> Iterator[RenderableType]:
+    """The answer to "why is it that large": what the shipped patterns would take away, the largest first."""
+    saving = sorted((p for p in found.patterns if p.saved_parameters), key=lambda p: -p.saved_parameters)
+    waiting = [p for p in found.patterns if not p.saved_parameters and p.note.startswith("needs")]
+    for outlook in saving:
+        share = figures.change(found.totals.parameters, found.totals.parameters - outlook.saved_parameters)
+        lost = f"−{figures.short(outlook.saved_parameters)} parameters ({share})"
+        yield indent(Text.assemble((lost, "green"), f"  {name(outlook.pattern)} {_does(outlook)}"))
+    for outlook in waiting:
+        yield indent(Text(f"{name(outlook.pattern)} {escape.plain(outlook.note)}", style="yellow"))
+    if not saving and not waiting:
+        yield indent(Text("no shipped pattern would take parameters away"))
+
+
+def _does(outlook: PatternOutlook) -> str:
+    return escape.plain(outlook.note) or f"folds {figures.plural(outlook.matches, 'place')}"
+
+
 def _outputs(found: Inspection) -> Iterator[RenderableType]:
-    numeric = ("nodes", "parameters", "multiply-adds")
-    rows = table("output", "", *numeric, numeric=numeric)
+    numeric = ("nodes", "parameters", "share", "multiply-adds")
+    rows = table("", *numeric, numeric=numeric)
+    whole = found.totals.parameters
     shapes = {info.name: f"{info.dtype}{figures.shape(info.shape)}" for info in found.totals.outputs}
-    for output in found.outputs:
-        add(rows, Text(name(output.name), style="bold"), "needs", *_share(output.needed))
-        add(rows, Text(escape.plain(shapes.get(output.name, "")), style="dim"), "alone", *_share(output.exclusive))
-    if len(found.outputs) > 1:
-        add(rows, "every output", "needs", *_share(found.shared))
-    yield heading("Outputs")
+    shown = sorted(found.outputs, key=lambda output: -output.exclusive.parameters)[:_MOST_OUTPUTS]
+    several = len(found.outputs) > 1
+    for output in shown:
+        label = Text.assemble((name(output.name), "bold"), (f" {escape.plain(shapes.get(output.name, ''))}", "dim"))
+        add(rows, label, *_share(output.needed, whole))
+        if several:
+            add(rows, "  and no other output", *_share(output.exclusive, whole))
+    if several:
+        add(rows, "every output", *_share(found.shared, whole))
+    yield heading("Needed by")
     yield indent(rows)
+    if hidden := len(found.outputs) - len(shown):
+        yield indent(Text(f"… and {figures.plural(hidden, 'more output')}, which --json lists", style="dim"))
 
 
-def _share(share: Share) -> tuple[str, str, str]:
-    return figures.count(share.nodes), figures.count(share.parameters), figures.short(share.multiply_adds)
+def _share(share: Share, whole: int) -> tuple[str, str, str, str]:
+    percent = f"{100 * share.parameters / whole:.1f} %" if whole else ""
+    return figures.count(share.nodes), figures.count(share.parameters), percent, figures.short(share.multiply_adds)
 
 
 def _patterns(found: Inspection) -> Iterator[RenderableType]:
@@ -76,6 +101,6 @@ def _patterns(found: Inspection) -> Iterator[RenderableType]:
     rows = table("pattern", "matches", "parameters saved", "", numeric=("matches", "parameters saved"))
     for outlook in found.patterns:
         saved = figures.count(outlook.saved_parameters)
-        add(rows, Text(name(outlook.pattern)), figures.count(outlook.matches), saved, Text(escape.plain(outlook.note)))
+        add(rows, name(outlook.pattern), figures.count(outlook.matches), saved, Text(escape.plain(outlook.note), "dim"))
     yield heading("What the patterns would do, each alone")
     yield indent(rows)

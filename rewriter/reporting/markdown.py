@@ -24,6 +24,9 @@ def _document(report: Report) -> Iterator[str]:
     yield ""
     yield f"**{summary.headline(report)}**"
     yield ""
+    if report.output is not None:
+        yield f"Written to {code(report.output)}."
+        yield ""
     yield _verdict(report.verification)
     yield ""
     for decision in report.decisions:
@@ -71,7 +74,7 @@ def _operators(report: Report) -> Iterator[str]:
     yield "## Operators"
     yield ""
     cells = [
-        (code(row.op), figures.count(row.before), figures.count(row.after), f"{row.after - row.before:+,}")
+        (code(row.op), figures.count(row.before), figures.count(row.after), figures.signed(row.after - row.before))
         for row in rows
     ]
     yield from _table(("operator", "before", "after", "change"), cells, numeric=(1, 2, 3))
@@ -104,10 +107,8 @@ def _refusals(report: Report) -> Iterator[str]:
     yield "## Left as it was"
     yield ""
     for group in groups:
-        yield f"- {code(group.pattern)}, {markdown(group.code)}: {group.count:,} ×"
-        for node, detail in group.examples:
-            yield f"  - {code(node)}: {markdown(detail)}"
-        yield from _more(group.count - len(group.examples))
+        example = f"{code(group.node)}: {markdown(group.detail)}"
+        yield f"- {code(group.pattern)}, {markdown(group.code)}, {group.count:,} ×, for example {example}"
     for shadow in report.shadowed[: summary.EXAMPLES]:
         by = f"{code(shadow.by)} at {code(shadow.by_exit)}"
         yield f"- {code(shadow.pattern)} at {code(shadow.exit)}: covered by {by}"
@@ -130,6 +131,8 @@ def _certainty(report: Report) -> Iterator[str]:
         yield f"- {proof}"
     yield f"- {markdown(summary.verdict_line(report.verification))}"
     yield f"- {summary.end_line(report)}"
+    for note in report.verification.notes:
+        yield f"- {markdown(note)}"
     if report.verification.engine:
         yield f"- {markdown(report.verification.engine)}"
     yield ""
@@ -148,8 +151,6 @@ def _origin(report: Report) -> Iterator[str]:
     """What made this: enough to run it again."""
     yield "## How it was made"
     yield ""
-    if report.output is not None:
-        yield f"- written to {code(report.output)}"
     for old, new in report.renamed:
         yield f"- renamed {code(old)} → {code(new)}"
     if report.dead_before:

@@ -6,6 +6,7 @@ file and later a page cannot disagree about a figure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewriter.checking.record import Verdict, Verification
@@ -45,7 +46,8 @@ class RefusalGroup:
     pattern: str
     code: str
     count: int
-    examples: tuple[tuple[str, str], ...]  # (node, detail), one of each detail first
+    node: str  # of the example: the first of the model
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,30 @@ class ProofSummary:
 
 def headline(report: Report) -> str:
     """One line: what it was, what it is."""
-    if not report.changed:
-        return "nothing to rewrite: " + _sizes(report.before)
     before, after = report.before, report.after
-    return (
-        f"{figures.short(before.parameters)} → {figures.short(after.parameters)} parameters, "
-        f"{figures.count(before.nodes)} → {figures.count(after.nodes)} nodes"
-    )
+    if not report.changed:
+        return "nothing to rewrite: " + sizes(before)
+    parts = [_moved(before.parameters, after.parameters, "parameters", figures.short)]
+    parts.append(_moved(before.nodes, after.nodes, "nodes", figures.count))
+    if before.multiply_adds is not None and after.multiply_adds is not None:
+        parts.append(_moved(before.multiply_adds, after.multiply_adds, "multiply-adds", figures.short))
+    return ", ".join(parts)
 
 
-def _sizes(totals: Totals) -> str:
-    return f"{figures.short(totals.parameters)} parameters, {figures.plural(totals.nodes, 'node')}"
+def sizes(totals: Totals) -> str:
+    """A model in one line."""
+    macs = "" if totals.multiply_adds is None else f", {figures.short(totals.multiply_adds)} multiply-adds"
+    parameters = "1 parameter" if totals.parameters == 1 else f"{figures.short(totals.parameters)} parameters"
+    return f"{parameters}, {figures.plural(totals.nodes, 'node')}{macs}"
+
+
+def _moved(before: int, after: int, what: str, shown: Callable[[int], str]) -> str:
+    """ "51.2M → 25.3M parameters"; whole numbers where the short ones would look alike."""
+    if before == after:
+        return f"{shown(before)} {what} as before"
+    if shown(before) == shown(after):
+        shown = figures.count
+    return f"{shown(before)} → {shown(after)} {what}"
 
 
 def totals_rows(before: Totals, after: Totals) -> tuple[TotalsRow, ...]:
@@ -136,19 +151,12 @@ def _match_group(pattern: str, found: list[MatchRecord]) -> MatchGroup:
 
 
 def refusal_groups(report: Report) -> tuple[RefusalGroup, ...]:
-    """Refusals by pattern and reason, the most frequent first."""
+    """Refusals by pattern and reason, the most frequent first, each with one example: there may be thousands."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for refusal in report.refusals:
         groups.setdefault((refusal.pattern, refusal.code), []).append((refusal.node, refusal.detail))
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(RefusalGroup(pattern, code, len(found), _distinct(found)) for (pattern, code), found in ordered)
-
-
-def _distinct(found: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    by_detail: dict[str, tuple[str, str]] = {}
-    for node, detail in found:
-        by_detail.setdefault(detail, (node, detail))
-    return tuple(by_detail.values())[:EXAMPLES]
+    return tuple(RefusalGroup(pattern, code, len(found), *found[0]) for (pattern, code), found in ordered)
 
 
 def proof_summary(report: Report) -> ProofSummary:
@@ -181,6 +189,8 @@ def verdict_line(verification: Verification) -> str:
     outputs = figures.plural(len(verification.outputs), "output")
     match verification.verdict:
         case Verdict.OK:
+            if not verification.outputs:
+                return f"verified: {verification.reason or 'there was nothing to compare'}"
             return f"verified: {outputs} equal within tolerance"
         case Verdict.INCONCLUSIVE:
             return f"INCONCLUSIVE: {verification.reason or 'the original is too inexact in itself to compare with'}"

@@ -25,6 +25,9 @@ VERDICT_STYLES = {
     Verdict.NOT_VERIFIED: "bold yellow",
 }
 _NAME_LIMIT = 60  # in a table; JSON holds names whole
+_MOST_OPS = 12
+_MOST_REFUSALS = 8  # groups
+_MOST_OUTPUTS = 12
 
 
 class ReportText:
@@ -35,10 +38,14 @@ class ReportText:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         report = self.report
-        yield Text.assemble((name(report.model), "bold"), ": ", (summary.headline(report), "bold"))
+        written = f" → {escape.name(report.output)}" if report.output is not None else ""
+        yield Text(escape.name(report.model) + written, style="bold")
+        yield indent(Text(summary.headline(report), style="bold"))
+        yield indent(verdict(report.verification))
         yield from _decisions(report)
-        yield heading("Totals")
-        yield _totals(report)
+        if report.changed:
+            yield heading("Totals")
+            yield _totals(report)
         yield from _operators(report)
         yield from _matches(report)
         yield from _refusals(report)
@@ -46,8 +53,9 @@ class ReportText:
         yield heading("How sure")
         if proof := summary.proof_line(report):
             yield indent(Text(proof))
-        yield from verification(report.verification)
+        yield from comparison(report.verification)
         yield indent(Text(summary.end_line(report), style="" if report.end == "fixpoint" else "bold yellow"))
+        yield from _origin(report)
 
 
 def name(text: str) -> str:
@@ -95,11 +103,12 @@ def _decisions(report: Report) -> Iterator[RenderableType]:
 
 def _outputs(report: Report, decision: OutputsDecision) -> RenderableType:
     lines: list[Text] = []
+    width = max((len(name(output)) for output in (*decision.removed, *decision.kept)), default=0)
     for said, style, names in (("removed", "red", decision.removed), ("kept", "green", decision.kept)):
         for output in names:
             info = summary.output_info(report, output)
             kind = f"  {escape.plain(info.dtype)}{escape.plain(figures.shape(info.shape))}" if info else ""
-            lines.append(Text.assemble((f"{said:<8}", style), name(output), (kind, "dim")))
+            lines.append(Text.assemble((f"{said:<8}", style), name(output).ljust(width), (kind, "dim")))
     return Group(*lines)
 
 
@@ -116,9 +125,13 @@ def _operators(report: Report) -> Iterator[RenderableType]:
         return
     yield heading("Operators")
     shown = table("operator", "before", "after", "change", numeric=("before", "after", "change"))
-    for row in rows:
-        add(shown, name(row.op), figures.count(row.before), figures.count(row.after), f"{row.after - row.before:+,}")
+    for row in rows[:_MOST_OPS]:
+        change = figures.signed(row.after - row.before)
+        add(shown, name(row.op), figures.count(row.before), figures.count(row.after), change)
     yield indent(shown)
+    rest = ", ".join(f"{name(row.op)} {figures.signed(row.after - row.before)}" for row in rows[_MOST_OPS:])
+    if rest:
+        yield indent(Text(f"and {rest}", style="dim"))
     if same:
         yield indent(Text(f"{figures.plural(same, 'other operator')} as before", style="dim"))
 
@@ -149,24 +162,22 @@ def _refusals(report: Report) -> Iterator[RenderableType]:
     if not groups and not report.shadowed and not report.covered:
         return
     yield heading("Left as it was")
-    for group in groups:
-        title = (f"{name(group.pattern)}, {escape.plain(group.code)}", "bold")
-        yield indent(Text.assemble(title, f"  {group.count:,} ×"))
-        for node, detail in group.examples:
-            yield Padding(Text.assemble(f"{name(node)}: ", (escape.plain(detail), "dim")), (0, 0, 0, 4))
-        if len(group.examples) < group.count:
-            yield Padding(Text(f"… and {group.count - len(group.examples):,} more", style="dim"), (0, 0, 0, 4))
+    if groups:
+        rows = table("pattern", "reason", "×", "for example", numeric=("×",))
+        for group in groups[:_MOST_REFUSALS]:
+            example = Text.assemble(name(group.node), (f": {escape.plain(group.detail)}", "dim"))
+            add(rows, name(group.pattern), escape.plain(group.code), figures.count(group.count), example)
+        yield indent(rows)
+        if hidden := sum(group.count for group in groups[_MOST_REFUSALS:]):
+            yield indent(Text(f"… and {figures.count(hidden)} of other kinds, which --json lists", style="dim"))
     for shadow in report.shadowed[: summary.EXAMPLES]:
-        covered = (
-            f"{name(shadow.pattern)} at {name(shadow.exit)}: covered by {name(shadow.by)} at {name(shadow.by_exit)}"
-        )
-        yield indent(Text(covered))
-    if (hidden := len(report.shadowed) - summary.EXAMPLES) > 0:
-        yield indent(Text(f"… and {hidden:,} more covered by another match", style="dim"))
+        by = f"covered by {name(shadow.by)} at {name(shadow.by_exit)}"
+        yield indent(Text(f"{name(shadow.pattern)} at {name(shadow.exit)}: {by}"))
+    if (more := len(report.shadowed) - summary.EXAMPLES) > 0:
+        yield indent(Text(f"… and {more:,} more covered by another match", style="dim"))
     if report.covered:
-        yield indent(
-            Text(f"{figures.plural(report.covered, 'match', 'matches')} wholly inside a larger one", style="dim")
-        )
+        covered = figures.plural(report.covered, "match", "matches")
+        yield indent(Text(f"{covered} wholly inside a larger one", style="dim"))
 
 
 def _remarks(report: Report) -> Iterator[RenderableType]:
@@ -182,22 +193,40 @@ def _remarks(report: Report) -> Iterator[RenderableType]:
         yield Text(f"\n{dead} that nothing read before any edit left in place: {shown}{more}", style="dim")
 
 
-def verification(found: Verification) -> Iterator[RenderableType]:
-    """The verdict, and per output the figures it rests on."""
-    yield indent(Text(escape.plain(summary.verdict_line(found)), style=VERDICT_STYLES[found.verdict]))
-    if not found.outputs:
-        return
-    rows = table("output", "error", "own error", "tolerance", "largest", "verdict", "worst input", numeric=_CHECKED)
-    for check in found.outputs:
-        label = check.name if check.renamed in ("", check.name) else f"{check.name} → {check.renamed}"
-        figures_shown = (check.error, check.own_error, check.tolerance, check.scale)
-        verdict = Text(check.verdict.value, style=VERDICT_STYLES[check.verdict])
-        note = f" ({escape.plain(check.note)})" if check.note else ""
-        where = Text(escape.plain(check.inputs) + note)
-        add(rows, Text(name(label)), *map(figures.error, figures_shown), verdict, where)
-    yield indent(rows)
-    if found.engine:
-        yield indent(Text(escape.plain(found.engine), style="dim"))
+def verdict(found: Verification) -> Text:
+    """The outcome of the comparison in one line."""
+    return Text(escape.plain(summary.verdict_line(found)), style=VERDICT_STYLES[found.verdict])
+
+
+def comparison(found: Verification) -> Iterator[RenderableType]:
+    """The figures that the verdict rests on, for each output, the failed ones first."""
+    if found.outputs:
+        rows = table("output", "error", "own error", "tolerance", "largest", "verdict", numeric=_CHECKED)
+        shown = sorted(found.outputs, key=lambda check: check.verdict is not Verdict.FAILED)[:_MOST_OUTPUTS]
+        for check in shown:
+            label = name(check.name) + (f" → {name(check.renamed)}" if check.renamed not in ("", check.name) else "")
+            numbers = (check.error, check.own_error, check.tolerance, check.scale)
+            add(rows, label, *map(figures.error, numbers), Text(check.verdict.value, VERDICT_STYLES[check.verdict]))
+        yield indent(rows)
+        if hidden := len(found.outputs) - len(shown):
+            yield indent(Text(f"… and {figures.plural(hidden, 'more output')}, which --json lists", style="dim"))
+        for check in shown:
+            where = f"{check.inputs}{f'; {check.note}' if check.note else ''}"
+            if where:
+                yield indent(Text(f"{name(check.name)}: worst on {escape.plain(where)}", style="dim"))
+    for said in (*found.notes, found.engine):
+        if said:
+            yield indent(Text(escape.plain(said), style="dim"))
 
 
 _CHECKED = ("error", "own error", "tolerance", "largest")
+
+
+def _origin(report: Report) -> Iterator[RenderableType]:
+    """What made this: enough to run it again."""
+    yield heading("Made with")
+    patterns = ", ".join(f"{name(p.name)} ({name(p.path)} {escape.plain(p.sha256[:12])})" for p in report.patterns)
+    settings = "".join(f", {name(key)} = {name(value)}" for key, value in report.parameters)
+    tools = ", ".join(f"{name(tool)} {name(version)}" for tool, version in report.versions)
+    for said in (patterns + settings, tools):
+        yield indent(Text(said, style="dim"))
