@@ -54,7 +54,11 @@ def act(graph: Graph, match: Match, fresh: Fresh) -> Done | Refusal:
 
 
 def fold(match: Match, fresh: Fresh) -> Done | Refusal:
-    """One conv in place of a region that computes an affine map of its entry, plus what its sum leaves over."""
+    """One conv in place of a region that computes an affine map of its entry, plus what its sum leaves over.
+
+    The gate looks at the region as if it stood alone: a weight that somebody outside reads too counts as the region's,
+    although it stays for them. The totals of the report count each stored tensor once, and show what that costs.
+    """
     region = match.region
     affine = interpret(region)
     if isinstance(affine, Refusal):
