@@ -19,8 +19,8 @@ from rewriter.matching import sums
 from rewriter.matching.predicates import attribute
 from rewriter.matching.program import Program, compile_body
 from rewriter.matching.region import Region
-from rewriter.matching.sums import Walk
-from rewriter.matching.walk import Search, depths
+from rewriter.matching.sums import Walk, depths
+from rewriter.matching.walk import Search
 from rewriter.matching.where import Bindings, holds
 
 

@@ -75,6 +75,7 @@ class Edge:
 class Program:
     """States are indices into `edges`; `start` stands at the exit, `accept` at the entry.
 
+    `resting` are the states that a walk can be in between two steps: something is stepped over from there, or accepted.
     `firsts` are the operators one of which must stand at the exit ("sum" for a sum); `sums` says whether there is a sum
     anywhere outside other sums.
     """
@@ -82,6 +83,7 @@ class Program:
     edges: tuple[tuple[Edge, ...], ...]
     start: int
     accept: int
+    resting: frozenset[int]
     firsts: frozenset[str]
     sums: bool
 
@@ -92,8 +94,9 @@ def compile_body(body: Body, chains: Mapping[str, Chain]) -> Program:
     accept = compiler.state()
     start = compiler.body(body, accept)
     edges = tuple(tuple(found) for found in compiler.edges)
+    resting = {state for state, found in enumerate(edges) if any(edge.step is not None for edge in found)}
     sums = any(isinstance(edge.step, SumStep) for found in edges for edge in found)
-    return Program(edges, start, accept, _firsts(edges, start), sums)
+    return Program(edges, start, accept, frozenset({*resting, accept}), _firsts(edges, start), sums)
 
 
 def _firsts(edges: Sequence[Sequence[Edge]], start: int) -> frozenset[str]:

@@ -93,6 +93,15 @@ def title(graph: Graph, value: Value) -> str:
     return (producer.name if producer is not None else "") or value.name
 
 
+def depths(graph: Graph) -> list[int]:
+    """Of each node, the nodes on the longest path to it: the same however the file is ordered or named."""
+    found: list[int] = []
+    for node in graph.nodes:
+        makers = [v.producer for v in (*node.data, *node.captures) if v.producer is not None]
+        found.append(1 + max((found[i] for i in makers), default=0))
+    return found
+
+
 # --- flattening ------------------------------------------------------------------------------------------------------
 
 

@@ -3,9 +3,8 @@
 The one idea: an operand's producer may be consumed only when nobody else reads what it makes. A walk therefore yields,
 for each value it may stop at (a possible *entry*), the nodes on the way; the entry that most operands of a sum share
 makes their group, and everything else follows.
-Invariant: walks are bounded (`MAX_PATH` steps) and use no recursion along the graph, only along the pattern's nesting.
-An operand that is the entry itself is an identity branch; one with another entry, or that broadcasts, is a residual and
-stays.
+Invariant: walks are bounded (`MAX_PATH` steps) and recurse along the pattern's nesting only, never along the graph. An
+operand that is the entry itself is an identity branch; one that has another entry, or broadcasts, is a residual.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from rewriter.matching.sums import (
     Walk,
     assign,
     behind_entry,
+    depths,
     described,
     flatten,
     is_sum,
@@ -78,15 +78,18 @@ class Walked:
 class Search:
     """One pattern looked for in one graph: what its walks share.
 
-    `dead` are spots of the pattern's own program from which an earlier walk found no entry, and no later one will: a
-    chain that leads nowhere is walked once and not once per node of it. `steps` counts the spots visited.
+    `dead` are spots of the pattern's own program from which an earlier walk found no entry, and no later one will;
+    `passed` are the nodes it stepped over. A walk from one of those stops at dead spots and refuses nothing anew: so a
+    chain that leads nowhere is walked once and refused once. `steps` counts the spots visited.
     """
 
     graph: Graph
     name: str
     dead: set[Spot] = field(default_factory=set[Spot])
+    passed: set[int] = field(default_factory=set[int])
     steps: int = 0
     _depths: list[int] | None = None
+    _transparent: dict[int, bool] = field(default_factory=dict[int, bool])
 
     def depth(self, value: Value) -> int:
         """Of a value, the nodes on the longest path to it."""
@@ -94,19 +97,26 @@ class Search:
             self._depths = depths(self.graph)
         return 0 if value.producer is None else self._depths[value.producer]
 
+    def transparent(self, node: Node) -> bool:
+        """Whether a path may step over the node; its constants are read once."""
+        if node.index not in self._transparent:
+            self._transparent[node.index] = is_transparent(node)
+        return self._transparent[node.index]
+
     def at_exit(self, program: Program, exit_: Value) -> Walked:
         """Every entry from which `exit_` can be read as the body of the pattern.
 
         It may have any readers, and a sum standing directly at it may leave operands over.
         """
         walker = _Walker(self, program, outermost=True)
-        walks, seen = walker.run(exit_, self.dead)
-        if not walks:
-            limit = (
-                MAX_PATH // 2 if walker.cut else MAX_PATH
-            )  # half of a walk cut short is walked again, from further down
-            self.dead.update(spot for spot, length in seen.items() if 0 < length <= limit)
-        return Walked(walks, walker.near_miss, walker.depth, walker.sum_at)
+        inside = exit_.producer in self.passed
+        walks, seen = walker.run(exit_, self.dead if inside else set())
+        if not walks:  # the second half of a walk that was cut short is walked again, by one that gets further
+            limit = MAX_PATH // 2 if walker.cut else MAX_PATH
+            over = [(spot, trail) for spot, trail in seen.items() if 0 < trail.length <= limit]
+            self.dead.update(spot for spot, _ in over)
+            self.passed.update(node.index for _, trail in over for node in trail.step.nodes)
+        return Walked(walks, None if inside else walker.near_miss, walker.depth, walker.sum_at)
 
     def operand(self, program: Program, start: Value) -> Walked:
         """The same of an operand, which nothing but its sum may read."""
@@ -156,15 +166,6 @@ class Search:
         return Reading(arms, tuple(candidates), tuple(refusal for _, refusal in stopped))
 
 
-def depths(graph: Graph) -> list[int]:
-    """Of each node, the nodes on the longest path to it: the same however the file is ordered or named."""
-    found: list[int] = []
-    for node in graph.nodes:
-        makers = [v.producer for v in (*node.data, *node.captures) if v.producer is not None]
-        found.append(1 + max((found[i] for i in makers), default=0))
-    return found
-
-
 # --- one walk --------------------------------------------------------------------------------------------------------
 
 
@@ -183,18 +184,18 @@ class _Walker:
         self._found = ""  # where the furthest walk met another operator: which one, and which were wanted
         self._wanted: list[str] = []
 
-    def run(self, start: Value, dead: set[Spot]) -> tuple[tuple[Walk, ...], dict[Spot, int]]:
-        """The walks by entry, and the spots that were visited with the steps it took to each."""
+    def run(self, start: Value, dead: set[Spot]) -> tuple[tuple[Walk, ...], dict[Spot, Trail]]:
+        """The walks by entry, and the spots that were visited with the way to each."""
         stack: list[tuple[int, Trail]] = [(self.program.start, Trail(Walk(start), self.outermost or start.private))]
         found: dict[str, Walk] = {}
-        seen: dict[Spot, int] = {}
+        seen: dict[Spot, Trail] = {}
         while stack:
             state, trail = stack.pop()
             spot = state, trail.value.name, trail.closed
             if spot in seen or (spot in dead and trail.length):
                 continue
             self.search.steps += 1
-            seen[spot] = trail.length
+            seen[spot] = trail
             if state == self.program.accept:
                 found.setdefault(trail.value.name, _finished(trail))
             stack.extend(reversed(self._onward(state, trail)))
@@ -204,7 +205,6 @@ class _Walker:
         """The next states, preferred ones first."""
         moves: list[tuple[int, Trail]] = []
         node = self.graph.producer(trail.value)
-        over = self._over_transparent(node, trail)
         for edge in self.program.edges[state]:
             if edge.step is not None:
                 onto = self._over(edge, edge.step, node, trail)
@@ -214,7 +214,7 @@ class _Walker:
                 onto = trail
             if onto is not None:
                 moves.append((edge.target, onto))
-        if over is not None:
+        if state in self.program.resting and (over := self._over_transparent(node, trail)) is not None:
             moves.append((state, over))
         return moves
 
@@ -244,7 +244,7 @@ class _Walker:
         return trail.over(Walk(node.data[0], (node,), labels, counts, node.op), closed=node.data[0].private)
 
     def _over_transparent(self, node: Node | None, trail: Trail) -> Trail | None:
-        if node is None or not trail.closed or trail.length >= MAX_PATH or not is_transparent(node):
+        if node is None or not trail.closed or trail.length >= MAX_PATH or not self.search.transparent(node):
             return None
         if (trail.length == 0 and self.outermost) or node.output is not trail.value:
             return None  # what stands behind the exit is not part of the match
@@ -307,7 +307,7 @@ def _finished(trail: Trail) -> Walk:
 def _closed(found: Walk) -> bool:
     """Whether nothing but the group reads its entry, so that the way may go on through it."""
     entry = found.entry
-    if entry.is_output or entry.captured or any(value is entry for _, value in found.rest):
+    if entry.is_output or any(value is entry for _, value in found.rest):
         return False
     inside = {node.index for node in found.nodes}
     return all(reader in inside for reader in entry.readers)
