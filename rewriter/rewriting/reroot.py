@@ -76,7 +76,7 @@ class Rerooting:
 
 
 def reroot(graph: Graph, wanted: Collection[str] | None = None, *, allow_lost: bool = False) -> Rerooting:
-    """Other sources for the sizes that the outputs named in `wanted` (all, where None) read from what else would die."""
+    """Other sources for the sizes that outputs named in `wanted` (all, where None) read from what else would die."""
     roots = [value for value in graph.outputs if wanted is None or value.name in wanted]
     failed: dict[int, Stayed] = {}
     kept = [value for value in roots]

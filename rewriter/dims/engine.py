@@ -1,0 +1,165 @@
+"""The sizes of every value of a graph as expressions of the sizes of its inputs, in one pass in topological order.
+
+Invariant: what is said is right for every run that gets past the node, as long as no axis of an input is empty; what
+is not followed is a fresh symbol, equal to nothing else. Each axis of an input is a symbol of its own: a dim_param is
+a label, never parsed, and two axes of one name are two symbols, since no runtime holds them to be equal. Whole numbers
+that pass through float32 count as exact, which they are up to 2^24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from rewriter.dims import shapes, tensors
+from rewriter.dims.polynomials import Poly, nonnegative
+from rewriter.dims.sizes import Assertion, Assumption, Dims, Elements, Log, Size, fixed
+from rewriter.errors import InputError
+from rewriter.graph.proto import attributes
+from rewriter.graph.view import Constant, Graph, Node, Value
+
+SMALL = 256
+"""Elements up to which a tensor of whole numbers is followed."""
+
+NUMBERS = frozenset({"int64", "int32", "float32", "float64", "bool"})
+"""Element types that may hold followed numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is known: extents and small tensors by value name, and what operators assert.
+
+    A value of unknown rank is absent from `dims`.
+    """
+
+    dims: Mapping[str, Dims]
+    elements: Mapping[str, Elements]
+    assumptions: Sequence[Assumption]
+    assertions: Sequence[Assertion]
+
+
+def sizes(graph: Graph) -> Sizes:
+    """The sizes of all values of `graph`."""
+    found = Pass(graph)
+    found.run()
+    return Sizes(found.dims, found.elements, found.log.assumptions, found.log.assertions)
+
+
+@dataclass(slots=True)
+class Pass:
+    """The state of the pass; rules read and ask through it."""
+
+    graph: Graph
+    log: Log = field(default_factory=Log)
+    dims: dict[str, Dims] = field(default_factory=dict[str, Dims])
+    elements: dict[str, Elements] = field(default_factory=dict[str, Elements])
+    extents: set[Poly] = field(default_factory=set[Poly])  # of values: not negative, whatever they look like
+    node: Node | None = None  # whose turn it is
+
+    def run(self) -> None:
+        for value in self.graph.inputs:
+            self._input(value)
+        for node in self.graph.nodes:
+            self.node = node
+            for step in (self._hold, self._measure):
+                with suppress(LookupError, ValueError, TypeError, InputError):  # a malformed node tells nothing
+                    step(node)
+
+    # --- what rules ask ----------------------------------------------------------------------------------------------
+
+    def operands(self, node: Node) -> list[Value | None]:
+        """The inputs by position, None where an optional one is absent."""
+        if not isinstance(node.native, NodeProto):
+            return [*node.data]
+        return [self.graph.values.get(name) if name else None for name in node.native.input]
+
+    def attribute(self, node: Node, *names: str) -> Any:
+        """An attribute as the file has it, which the canonical reading may have left out; None where there is none."""
+        if not isinstance(node.native, NodeProto):
+            return None
+        given = attributes(node.native)
+        return next((given[name] for name in names if name in given), None)
+
+    def dims_of(self, value: Value | None) -> Dims | None:
+        if value is None:
+            return None
+        known = self.dims.get(value.name)
+        if known is None and value.constant is not None:
+            known = tuple([fixed(extent) for extent in value.constant.shape])
+            self.dims[value.name] = known
+        return known
+
+    def elements_of(self, value: Value | None) -> Elements | None:
+        if value is None:
+            return None
+        known = self.elements.get(value.name)
+        if known is None and value.constant is not None:
+            known = _elements(value.constant)
+            if known is not None:
+                self.elements[value.name] = known
+        return known
+
+    def ints_of(self, value: Value | None) -> tuple[int, ...] | None:
+        """The elements, where all of them are numbers."""
+        known = self.elements_of(value)
+        if known is None:
+            return None
+        found = tuple([item.expr.constant for item in known.items])
+        return None if None in found else tuple([n for n in found if n is not None])
+
+    def unknown(self) -> Size:
+        return self.log.symbol()
+
+    def nonnegative(self, size: Size) -> bool:
+        return size.expr in self.extents or nonnegative(size.expr)
+
+    def equal(self, same: Sequence[Size]) -> Size:
+        """One of sizes that the node at hand needs to be equal."""
+        assert self.node is not None
+        return self.log.equal(same, self.node.index)
+
+    # --- the pass ----------------------------------------------------------------------------------------------------
+
+    def _input(self, value: Value) -> None:
+        if value.shape is None:
+            return
+        made: list[Size] = []
+        for axis, extent in enumerate(value.shape):
+            if isinstance(extent, int):
+                made.append(fixed(extent))
+            else:
+                name = f"{value.name}[{axis}]"
+                made.append(self.log.symbol(f"{extent}" if extent and self._once(extent) else name))
+        self.dims[value.name] = tuple(made)
+
+    def _once(self, name: str) -> bool:
+        return sum(extent == name for value in self.graph.inputs for extent in value.shape or ()) == 1
+
+    def _hold(self, node: Node) -> None:
+        rule = tensors.RULES.get(node.op)
+        if rule is not None and len(node.outputs) == 1:
+            held = rule(self, node)
+            if held is not None and len(held.items) <= SMALL:
+                self.elements[node.output.name] = held
+
+    def _measure(self, node: Node) -> None:
+        rule = shapes.RULES.get(node.op)
+        for value, dims in zip(node.outputs, () if rule is None else rule(self, node), strict=False):
+            if dims is not None and value.name:
+                self.dims[value.name] = dims
+                self.extents.update([size.expr for size in dims])
+
+
+def _elements(constant: Constant) -> Elements | None:
+    if len(constant.shape) > 1 or prod(constant.shape) > SMALL or constant.dtype not in NUMBERS:
+        return None
+    numbers = np.asarray(constant.load()).reshape(-1).astype(np.float64 if "float" in constant.dtype else np.int64)
+    if not np.isfinite(numbers).all() or (numbers != np.trunc(numbers)).any():
+        return None
+    return Elements(tuple([fixed(int(number)) for number in numbers]), scalar=not constant.shape)
