@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rewriter.dims.polynomials import Opaque, Poly, atom, floored, nonnegative, number
+from rewriter.dims.polynomials import Poly, floored, nonnegative, number, opaque
 from rewriter.dims.sizes import Dims, Size, total
 from rewriter.dims.tensors import slice_lists
 from rewriter.graph.view import Node, Value
@@ -52,9 +52,9 @@ def _cut(size: Size, start: Size, end: Size, step: Size) -> Size:
         if low is not None and high is not None:
             if nonnegative(high - low):
                 return size.joined(high - low, start, end)
-            return size.joined(atom(Opaque(("positive part",), (high - low,))), start, end)
+            return size.joined(opaque(("positive part",), high - low), start, end)
     arguments = (size.expr, start.expr, end.expr, step.expr)
-    return size.joined(atom(Opaque(("slice",), arguments)), start, end, step)
+    return size.joined(opaque(("slice",), *arguments), start, end, step)
 
 
 def _bound(extent: Poly, place: Poly) -> Poly | None:
@@ -120,7 +120,7 @@ def quotient(whole: Sequence[Size], parts: Sequence[Size]) -> Size:
     fixed = divisor.constant
     if fixed is not None and fixed > 0:
         return Size(floored(dividend, fixed), uses)
-    return Size(atom(Opaque(("quotient",), (dividend, divisor))), uses)
+    return Size(opaque(("quotient",), dividend, divisor), uses)
 
 
 def _product(factors: Counter[Poly]) -> Poly:

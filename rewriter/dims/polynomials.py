@@ -9,7 +9,7 @@ not followed is an opaque atom, equal to another only where function and argumen
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
 from typing import TypeAlias
@@ -33,6 +33,7 @@ class Floor:
 
     numerator: Poly
     divisor: int
+    depth: int = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Opaque:
 
     function: tuple[Hashable, ...]
     arguments: tuple[Poly, ...]
+    depth: int = field(compare=False)
 
 
 Atom: TypeAlias = "Symbol | Floor | Opaque"
@@ -48,6 +50,18 @@ Monomial: TypeAlias = "frozenset[tuple[Atom, int]]"
 """Atoms with their powers; the empty one stands for the number 1."""
 
 ONE: Monomial = frozenset()
+
+DEEPEST = 32
+"""How deep floors and opaque terms may be nested; a chain of strides is one floor."""
+
+MOST = 4096
+"""Products of two monomials that one product of sums may take."""
+
+UNORDERED = ("broadcast",)
+"""The function whose arguments may stand in any order: theirs is by hash, which is not the same in every run."""
+
+SHOWN = 4
+"""How deep an expression is written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +109,25 @@ def atom(of: Atom) -> Poly:
     return Poly(frozenset(((frozenset(((of, 1),)), 1),)))
 
 
+@lru_cache(maxsize=1 << 14)
+def opaque(function: tuple[Hashable, ...], *arguments: Poly) -> Poly:
+    """A term that is not followed. One object for equal ones, so that comparing nested ones stays cheap."""
+    return atom(Opaque(function, arguments, _deeper(arguments)))
+
+
+@lru_cache(maxsize=1 << 14)
+def _floor(numerator: Poly, divisor: int) -> Poly:
+    return atom(Floor(numerator, divisor, _deeper((numerator,))))
+
+
+def _deeper(inner: Iterable[Poly]) -> int:
+    factors = (factor for poly in inner for monomial, _ in poly.terms for factor, _ in monomial)
+    depth = 1 + max((0 if isinstance(factor, Symbol) else factor.depth for factor in factors), default=0)
+    if depth > DEEPEST:
+        raise ValueError("an expression is nested too deep")
+    return depth
+
+
 def _sum(terms: Iterable[tuple[Monomial, int]]) -> Poly:
     counts: dict[Monomial, int] = {}
     for monomial, count in terms:
@@ -104,6 +137,8 @@ def _sum(terms: Iterable[tuple[Monomial, int]]) -> Poly:
 
 @lru_cache(maxsize=1 << 14)
 def product(left: Poly, right: Poly) -> Poly:
+    if len(left.terms) * len(right.terms) > MOST:
+        raise ValueError("a product has too many terms")
     return _sum((_times(a, b), m * n) for a, m in left.terms for b, n in right.terms)
 
 
@@ -129,7 +164,7 @@ def floored(poly: Poly, divisor: int) -> Poly:
         rest, divisor = _reduced(rest, divisor)
         nested = _only_floor(rest)
         if nested is None:
-            return whole + (atom(Floor(rest, divisor)) if divisor > 1 else rest)
+            return whole + (_floor(rest, divisor) if divisor > 1 else rest)
         outer = rest - atom(nested)
         poly = (whole * divisor + outer) * nested.divisor + nested.numerator
         divisor *= nested.divisor
@@ -260,6 +295,8 @@ def _monomial(monomial: Monomial) -> str:
 
 @lru_cache(maxsize=1 << 12)
 def _atom(of: Atom) -> str:
+    if not isinstance(of, Symbol) and of.depth > SHOWN:
+        return "…"
     match of:
         case Symbol():
             return of.label or f"?{of.number}"
@@ -267,4 +304,5 @@ def _atom(of: Atom) -> str:
             inner = shown(of.numerator)
             return f"floor({inner}/{of.divisor})" if len(of.numerator.terms) == 1 else f"floor(({inner})/{of.divisor})"
         case Opaque():
-            return f"{of.function[0]}({', '.join(shown(argument) for argument in of.arguments)})"
+            listed = [shown(argument) for argument in of.arguments]
+            return f"{of.function[0]}({', '.join(sorted(listed) if of.function == UNORDERED else listed)})"

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
 from rewriter.dims import cuts, tensors, windows
-from rewriter.dims.polynomials import Opaque, atom, floored, nonnegative
+from rewriter.dims.polynomials import UNORDERED, floored, nonnegative, opaque
 from rewriter.dims.sizes import Dims, Size, fixed, total
 from rewriter.graph.view import Node
 
@@ -40,7 +40,7 @@ def keep(of: Pass, node: Node) -> Sequence[Dims | None]:
 
 
 def broadcast(of: Pass, node: Node) -> Sequence[Dims | None]:
-    if node.problem is not None:
+    if node.problem is not None or of.graph.opset < 7:  # before, operands broadcast by attributes
         return ()
     shapes = [of.dims_of(value) for value in node.data]
     shapes += [tuple([fixed(extent) for extent in constant.shape]) for constant in node.consts.values()]
@@ -70,8 +70,8 @@ def _meet(of: Pass, a: Size, b: Size) -> Size:
         return of.equal([a, b])
     if large:
         return large[0]
-    arguments = tuple(sorted((a.expr, b.expr), key=str))
-    return a.joined(atom(Opaque(("broadcast",), arguments)), b)
+    arguments = tuple(sorted((a.expr, b.expr), key=hash))
+    return a.joined(opaque(UNORDERED, *arguments), b)
 
 
 def matmul(of: Pass, node: Node) -> Sequence[Dims | None]:
@@ -253,7 +253,7 @@ def span(of: Pass, node: Node) -> Sequence[Dims | None]:
     count = limit.joined(limit.expr - start.expr, start, step)
     if step.expr.constant == 1 and of.nonnegative(count):
         return ((count,),)
-    return ((count.joined(atom(Opaque(("range",), (start.expr, limit.expr, step.expr)))),),)
+    return ((count.joined(opaque(("range",), start.expr, limit.expr, step.expr)),),)
 
 
 def shape_of(of: Pass, node: Node) -> Sequence[Dims | None]:

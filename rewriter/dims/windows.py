@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewriter.dims.polynomials import Opaque, atom, floored
+from rewriter.dims.polynomials import floored, opaque
 from rewriter.dims.sizes import Dims, Size, fixed
 from rewriter.graph.view import Node
 
@@ -80,7 +80,7 @@ def _window(size: Size, window: int, stride: int, dilation: int, pads: tuple[int
 
 
 def _opaque(settings: tuple[Hashable, ...], size: Size) -> Size:
-    return Size(atom(Opaque(settings, (size.expr,))), size.uses)
+    return Size(opaque(settings, size.expr), size.uses)
 
 
 def conv_transpose(of: Pass, node: Node) -> Sequence[Dims | None]:
