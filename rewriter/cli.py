@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rewriter.commandline.guard import Settings, flushed, guarded, open_streams
+from rewriter.commandline.guard import Settings, drop_stdout, flushed, guarded, open_streams
 from rewriter.reporting import escape
 
 # Read when numpy loads its BLAS. Folds and proofs are many small float64 products, which two threads make slower than
@@ -40,6 +40,9 @@ def _invoke(argv: Sequence[str] | None, settings: Settings) -> int:
     arguments = None if argv is None else list(argv)
     try:
         code: object = root.main(arguments, prog_name="fxrewrite", standalone_mode=False, obj=settings)
+    except SystemExit:  # what click makes of a closed pipe
+        drop_stdout()
+        return 0
     except click.exceptions.NoArgsIsHelpError as problem:
         problem.show()
         return problem.exit_code

@@ -109,6 +109,7 @@ def run(request: Request) -> int:
     from rewriter.checking import engine_status
 
     model = files.model_file(request.model)
+    files.arrays_file(request.inputs)
     output = request.output or files.default_output(model)
     taken = [model] + ([request.inputs] if request.inputs else [])
     if not request.check:

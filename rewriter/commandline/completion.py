@@ -8,10 +8,10 @@ from click.shell_completion import get_completion_class
 from rewriter.commandline import console
 
 EPILOG = """\b
-Set-up:
-  bash: fxrewrite completion bash > ~/.local/share/bash-completion/completions/fxrewrite
-  zsh:  fxrewrite completion zsh > "${fpath[1]}/_fxrewrite"
-  fish: fxrewrite completion fish > ~/.config/fish/completions/fxrewrite.fish"""
+Examples, one for each shell:
+  fxrewrite completion bash > ~/.local/share/bash-completion/completions/fxrewrite
+  fxrewrite completion zsh > "${fpath[1]}/_fxrewrite"
+  fxrewrite completion fish > ~/.config/fish/completions/fxrewrite.fish"""
 
 
 @click.command(epilog=EPILOG, short_help="Print the completion script for a shell.")

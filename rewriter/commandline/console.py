@@ -6,6 +6,7 @@ lacks is written as an escape; progress is only for a terminal, and only after a
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import threading
@@ -29,12 +30,11 @@ def table(content: RenderableType) -> None:
     from rich.console import Console
 
     width = min(_MOST, shutil.get_terminal_size((_PIPE_WIDTH, 40)).columns)
-    _tolerant(sys.stdout)
-    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
-    with console.capture() as captured:
-        console.print(content)
+    page = io.StringIO()  # rich never writes to stdout itself: what can go wrong there is `text`'s to handle
+    colour = sys.stdout.isatty()
+    Console(file=page, force_terminal=colour, width=width, markup=False, highlight=False, emoji=False).print(content)
     # rich pads every line to the width, which a pipe has no use for
-    text("\n".join(line.rstrip() for line in captured.get().split("\n")))
+    text("\n".join(line.rstrip() for line in page.getvalue().split("\n")))
 
 
 def text(content: str) -> None:
@@ -54,8 +54,6 @@ def note(message: str) -> None:
 
 def _tolerant(stream: object) -> None:
     """Text that the encoding lacks is written as an escape, not raised as an error."""
-    import io
-
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
 

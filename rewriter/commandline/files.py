@@ -37,6 +37,13 @@ def model_file(path: Path) -> Path:
     return path
 
 
+def arrays_file(path: Path | None) -> None:
+    """Raises where `--inputs` names no file; what it holds is judged when it is read."""
+    if path is not None and not path.is_file():
+        what = "is not a file" if path.exists() else "there is no such file"
+        raise UsageError(f"--inputs: {path}: {what}")
+
+
 def default_output(model: Path) -> Path:
     """net.onnx -> net.rewritten.onnx, beside it."""
     stem = model.stem if model.suffix.lower() == ".onnx" else model.name

@@ -18,12 +18,30 @@ if TYPE_CHECKING:
 FAILED = PatternError.exit_code
 
 
-@click.group(no_args_is_help=True)
+EPILOG = """\b
+Examples:
+  fxrewrite patterns list
+  fxrewrite patterns show repconv
+  fxrewrite patterns test ./my.fxp"""
+LIST_EPILOG = """\b
+Example:
+  fxrewrite patterns list"""
+SHOW_EPILOG = """\b
+Examples:
+  fxrewrite patterns show repconv
+  fxrewrite patterns show repconv > my.fxp      a start for one of your own"""
+TEST_EPILOG = """\b
+Examples:
+  fxrewrite patterns test                       every shipped pattern
+  fxrewrite patterns test repconv ./my.fxp"""
+
+
+@click.group(epilog=EPILOG, no_args_is_help=True)
 def patterns() -> None:
     """List, show and test patterns."""
 
 
-@patterns.command("list")
+@patterns.command("list", epilog=LIST_EPILOG)
 @options.debug
 def list_patterns() -> int:
     """List the patterns that can be applied by name, and the presets."""
@@ -43,11 +61,11 @@ def list_patterns() -> int:
     return 0
 
 
-@patterns.command("show")
+@patterns.command("show", epilog=SHOW_EPILOG)
 @click.argument("name", shell_complete=options.complete_patterns)
 @options.debug
 def show(name: str) -> int:
-    """Print the file in which pattern NAME (a name, preset or file) is written."""
+    """Print the file in which the pattern NAME (or a preset, or a file) is written."""
     from rewriter.language.library import resolve
 
     for file in dict.fromkeys(loaded.file for loaded in resolve([name])):
@@ -56,7 +74,7 @@ def show(name: str) -> int:
     return 0
 
 
-@patterns.command("test")
+@patterns.command("test", epilog=TEST_EPILOG)
 @click.argument("names", nargs=-1, shell_complete=options.complete_patterns)
 @options.debug
 def test(names: tuple[str, ...]) -> int:

@@ -44,6 +44,7 @@ def verify(
     from rewriter.checking import engine_status
 
     paths = files.model_file(before), files.model_file(after)
+    files.arrays_file(inputs)
     shapes = options.shapes(shape)
     missing = engine_status()
     if missing:

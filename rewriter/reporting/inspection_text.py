@@ -56,10 +56,12 @@ def _what_goes(found: Inspection) -> Iterator[RenderableType]:
     """The answer to "why is it that large": what the shipped patterns would take away, the largest first."""
     saving = sorted((p for p in found.patterns if p.saved_parameters), key=lambda p: -p.saved_parameters)
     waiting = [p for p in found.patterns if not p.saved_parameters and p.note.startswith("needs")]
-    for outlook in saving:
-        share = figures.change(found.totals.parameters, found.totals.parameters - outlook.saved_parameters)
-        lost = f"−{figures.short(outlook.saved_parameters)} parameters ({share})"
-        yield indent(Text.assemble((lost, "green"), f"  {name(outlook.pattern)} {_does(outlook)}"))
+    whole = found.totals.parameters
+    shares = [figures.change(whole, whole - p.saved_parameters) for p in saving]
+    lost = [f"−{figures.short(p.saved_parameters)} parameters ({s})" for p, s in zip(saving, shares, strict=True)]
+    for outlook, words in zip(saving, lost, strict=True):
+        shown = words.ljust(max(map(len, lost)))
+        yield indent(Text.assemble((shown, "green"), f"  {name(outlook.pattern)} {_does(outlook)}"))
     for outlook in waiting:
         yield indent(Text(f"{name(outlook.pattern)} {escape.plain(outlook.note)}", style="yellow"))
     if not saving and not waiting:

@@ -6,6 +6,7 @@ file and later a page cannot disagree about a figure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -167,10 +168,14 @@ def proof_summary(report: Report) -> ProofSummary:
         if match.proof is None:
             continue
         proved += 1
-        # `not <=` so that a nan is worse than any number
-        if worst is None or not match.proof.error <= worst.error:
+        if worst is None or _badness(match.proof) > _badness(worst):
             worst, worst_exit = match.proof, match.exit
     return ProofSummary(proved, len(report.matches) - proved, worst, worst_exit)
+
+
+def _badness(proof: Proof) -> tuple[bool, float]:
+    """To be compared: a nan is worse than any number."""
+    return (True, 0.0) if math.isnan(proof.error) else (False, proof.error)
 
 
 def proof_line(report: Report) -> str:
