@@ -216,14 +216,26 @@ def _places(graph: Graph, anchor: Node, count: int) -> tuple[int, ...]:
 
 
 def _picked(reader: Node, value: Value, count: int) -> set[int] | None:
-    """The places that a Gather with constant indices picks."""
-    if reader.op != "gather" or reader.data[0] is not value or reader.attrs.get("axis", 0) not in (0, -1):
+    """The places that a Gather or a Slice with constant indices picks."""
+    if not reader.data or reader.data[0] is not value:
         return None
-    places = reader.data[1].constant
-    if places is None or reader.data[1] is value or places.size > count * 4 or places.dtype not in ("int64", "int32"):
+    lists = [_numbers(other) for other in reader.data[1:]]
+    if reader.op == "gather" and reader.attrs.get("axis", 0) in (0, -1) and len(lists) == 1 and lists[0] is not None:
+        chosen = lists[0]
+        return {place % count for place in chosen} if all(-count <= place < count for place in chosen) else None
+    if reader.op == "slice" and len(lists) in (2, 3) and lists[2:] in ([], [[0]]):  # a step is never 0, an axis is
+        starts, ends = lists[:2]
+        if starts is not None and ends is not None and len(starts) == len(ends) == 1:
+            return set(range(count)[starts[0] : ends[0]])
+    return None
+
+
+def _numbers(value: Value) -> list[int] | None:
+    """A short constant list of whole numbers."""
+    constant = value.constant
+    if constant is None or constant.size > 64 or constant.dtype not in ("int64", "int32"):
         return None
-    chosen = [int(place) for place in places.load().reshape(-1)]
-    return {place % count for place in chosen} if all(-count <= place < count for place in chosen) else None
+    return [int(number) for number in constant.load().reshape(-1)]
 
 
 def _behind(graph: Graph, anchors: Sequence[Node]) -> bytearray:

@@ -159,6 +159,23 @@ def test_the_input_comes_first_and_only_what_is_read_has_to_agree() -> None:
     assert op_histogram(unchanged(draft, model)).get("Conv", 0) == 0
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "moves"), [("two", "four", True), ("two", "far", True), ("zero", "two", False)]
+)
+def test_a_slice_tells_what_is_read(first: str, last: str, moves: bool) -> None:
+    model = model_of(
+        op("Conv", "x k", "aux"),
+        op("Shape", "aux", "s"),
+        op("Slice", f"s {first} {last} zero", "main"),
+        k=np.zeros((5, 2, 1, 1), np.float32),
+        four=np.int64([4]),
+        far=np.int64([2**63 - 1]),
+    )
+    draft, done = without(model, "aux")
+    assert pairs(done) == ([("aux", "x")] if moves else [])
+    unchanged(draft, model)
+
+
 @pytest.mark.parametrize(("start", "end", "moves"), [(2, 4, True), (0, 1, True), (-1, None, True), (1, 2, False)])
 def test_start_and_end_are_heeded(start: int, end: int | None, moves: bool) -> None:
     bounds = {"start": start} if end is None else {"start": start, "end": end}
