@@ -329,6 +329,7 @@ def norm_with(s: Sketch, index: int, values: Array) -> None:
 
 
 hazard("variance is negative", STAYS)(partial(norm_with, index=3, values=np.array([1, -0.5, 1, 1])))
+hazard("variance is a little negative", STAYS)(partial(norm_with, index=3, values=np.array([1, -5e-4, 1, 1])))
 hazard("variance cancels eps", STAYS)(partial(norm_with, index=3, values=np.array([1, -np.float32(1e-3), 1, 1])))
 hazard("variance is zero", ONE)(partial(norm_with, index=3, values=np.zeros(C)))
 hazard("scale is not a number", STAYS)(partial(norm_with, index=0, values=np.array([1, np.nan, 1, 1])))

@@ -150,6 +150,7 @@ def test_in_float64_torch_agrees(name: str, tmp_path: Path) -> None:
     model = build(name)
     before = doubled(onnx.load(export(model, "legacy-bn", SMALL, tmp_path / "kept-norms.onnx")))
     after = api.apply(before, PATTERNS, verify=False).model
+    assert conv_count(after) == TABLE[name].convs and "BatchNormalization" not in op_histogram(after)
     image = noise(1, 3, SMALL, SMALL, seed=4, dtype=np.float64)
     (found,) = run_double(after, {"images": image}).values()
     auxiliary, main = torch_double(model, image)
