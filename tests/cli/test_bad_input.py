@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -168,6 +169,17 @@ def test_the_output_cannot_be_there(net: Path, folder: Path, run: Run) -> None:
     assert listing(folder) == before
 
 
+def _mounted(place: Path, options: str) -> Iterator[Path | None]:
+    """`place` as a disk of its own while the test runs; None where this user cannot mount one."""
+    program = shutil.which("mount")
+    command = [program or "", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    if program is None or subprocess.run(command, capture_output=True).returncode != 0:
+        yield None
+        return
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path | None]:
     """A folder where nobody can write, not even root; None where this system cannot make one."""
@@ -178,10 +190,7 @@ def read_only(tmp_path: Path) -> Iterator[Path | None]:
         yield place
         place.chmod(0o700)
         return
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", place], capture_output=True)
-    yield place if mounted.returncode == 0 else None
-    if mounted.returncode == 0:
-        subprocess.run(["umount", place], check=True)
+    yield from _mounted(place, "ro,size=1m")
 
 
 def test_an_unwritable_folder(
@@ -204,10 +213,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path | None]:
     """A disk of a few pages; None where this user cannot mount one."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", place], capture_output=True)
-    yield place if mounted.returncode == 0 else None
-    if mounted.returncode == 0:
-        subprocess.run(["umount", place], check=True)
+    yield from _mounted(place, "size=4k")
 
 
 @pytest.mark.parametrize("what", ["model", "report"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from rewriter.language.library import find_pattern_files
 from tests.cli.conftest import Run, listing
 from tests.matching.heads import dual
 
-SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "docs" / "schema"
 COMMANDS = (
     [], ["apply"], ["inspect"], ["verify"], ["completion"],
     ["patterns"], ["patterns", "list"], ["patterns", "show"], ["patterns", "test"],
@@ -47,6 +49,17 @@ def test_help_loads_no_heavy_module() -> None:
     script = HELP.format(commands=COMMANDS)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("Usage: ") == len(COMMANDS)
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        process = subprocess.Popen([sys.executable, "-m", "rewriter", "--help"], stdout=subprocess.DEVNULL, cwd=ROOT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_utime + used.ru_stime  # of this process alone, however busy the machine is
+
+    assert min(seconds() for _ in range(3)) < 0.3
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -80,7 +93,7 @@ def test_completion_scripts(shell: str, marks: str, run: Run, tmp_path: Path) ->
 def test_completion_of_pattern_names() -> None:
     words = {"COMP_WORDS": "fxrewrite apply net.onnx --patterns repconv,a", "COMP_CWORD": "4"}
     script = "from rewriter.cli import main; main()"
-    environment = {"_FXREWRITE_COMPLETE": "bash_complete", "PYTHONPATH": str(SCHEMAS.parents[1]), **words}
+    environment = {"_FXREWRITE_COMPLETE": "bash_complete", "PYTHONPATH": str(ROOT), **words}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["plain,repconv,all", "plain,repconv,aux-prune"]
 
