@@ -61,6 +61,16 @@ def _decision(report: Report, decision: OutputsDecision) -> Iterator[str]:
         nodes = figures.plural(decision.removed_nodes, "node")
         lost = figures.plural(decision.removed_parameters, "parameter")
         yield f"- only the removed outputs needed {nodes} with {lost}"
+    moved, stayed = summary.sizes_moved(decision)
+    for title, sizes in ((summary.moved_line(moved), moved), (summary.stayed_line(stayed), stayed)):
+        if not sizes:
+            continue
+        yield f"- {title}"
+        for size in sizes[: summary.EXAMPLES]:
+            became = "" if size.new is None else f"{code(size.old)} → {code(size.new)}, "
+            given = f"; given {', '.join(map(markdown, size.assumptions))}" if size.assumptions else ""
+            yield f"  - {code(size.node)}: {became}{markdown(size.because)}{given}"
+        yield from _more(len(sizes) - summary.EXAMPLES)
     yield ""
     votes = [(code(v.name), v.value, "yes" if v.counts else "no", markdown(v.detail)) for v in decision.votes]
     if votes:

@@ -97,8 +97,24 @@ class VoteRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeRecord:
+    """A Shape that the kept outputs need and that read from a branch which only the removed ones needed.
+
+    `new` is the value of provably equal size that it reads now, or None where it stayed; `because` are the common
+    extents, or why it stayed; `assumptions` are equations of operators that the proof rests on, each asserted by a node
+    that stays too.
+    """
+
+    node: str
+    old: str
+    new: str | None
+    because: str
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class OutputsDecision:
-    """What an outputs pattern decided: the kept group, the removed ones and the evidence."""
+    """What an outputs pattern decided: the kept group, the removed ones, the evidence, and the shapes re-rooted."""
 
     pattern: str
     kept: tuple[str, ...]
@@ -107,6 +123,7 @@ class OutputsDecision:
     votes: tuple[VoteRecord, ...] = ()
     removed_nodes: int = 0
     removed_parameters: int = 0
+    sizes: tuple[SizeRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ file and later a page cannot disagree about a figure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rewriter.checking.record import Verdict, Verification
 from rewriter.reporting import figures
-from rewriter.reporting.record import MatchRecord, OutputInfo, Proof, Report, Totals
+from rewriter.reporting.record import MatchRecord, OutputInfo, OutputsDecision, Proof, Report, SizeRecord, Totals
 
 EXAMPLES = 3  # of every group; the JSON report holds them all
 
@@ -124,6 +124,20 @@ def changed_ops(before: Totals, after: Totals) -> tuple[tuple[OpRow, ...], int]:
 
 def output_info(report: Report, name: str) -> OutputInfo | None:
     return next((info for info in report.before.outputs if info.name == name), None)
+
+
+def sizes_moved(decision: OutputsDecision) -> tuple[tuple[SizeRecord, ...], tuple[SizeRecord, ...]]:
+    """Shapes that read elsewhere now, and those that could not."""
+    moved = tuple(size for size in decision.sizes if size.new is not None)
+    return moved, tuple(size for size in decision.sizes if size.new is None)
+
+
+def moved_line(moved: Sequence[SizeRecord]) -> str:
+    return f"{figures.plural(len(moved), 'size')} read from what stays, proved equal"
+
+
+def stayed_line(stayed: Sequence[SizeRecord]) -> str:
+    return f"{figures.plural(len(stayed), 'size')} still read from what only the removed outputs needed, so that stays"
 
 
 def match_groups(report: Report) -> tuple[MatchGroup, ...]:

@@ -93,6 +93,7 @@ def _decisions(report: Report) -> Iterator[RenderableType]:
             gone = figures.plural(decision.removed_nodes, "node")
             lost = figures.plural(decision.removed_parameters, "parameter")
             yield indent(Text(f"only the removed outputs needed {gone} with {lost}"))
+        yield from _sizes(decision)
         if decision.votes:
             votes = table("vote on (main, aux)", "says", "counts", "evidence")
             for vote in decision.votes:
@@ -110,6 +111,23 @@ def _outputs(report: Report, decision: OutputsDecision) -> RenderableType:
             kind = f"  {escape.plain(info.dtype)}{escape.plain(figures.shape(info.shape))}" if info else ""
             lines.append(Text.assemble((f"{said:<8}", style), name(output).ljust(width), (kind, "dim")))
     return Group(*lines)
+
+
+def _sizes(decision: OutputsDecision) -> Iterator[RenderableType]:
+    """Sizes that were read from what went, and what they are read from now."""
+    moved, stayed = summary.sizes_moved(decision)
+    for title, sizes in ((summary.moved_line(moved), moved), (summary.stayed_line(stayed), stayed)):
+        if not sizes:
+            continue
+        yield indent(Text(title, style="" if sizes is moved else "yellow"))
+        for size in sizes[: summary.EXAMPLES]:
+            became = "" if size.new is None else f"{name(size.old)} → {name(size.new)}, "
+            given = f"; given {', '.join(map(escape.plain, size.assumptions))}" if size.assumptions else ""
+            yield Padding(
+                Text.assemble(f"{name(size.node)}: {became}", (escape.plain(size.because) + given, "dim")), (0, 0, 0, 4)
+            )
+        if (hidden := len(sizes) - summary.EXAMPLES) > 0:
+            yield Padding(Text(f"… and {hidden:,} more", style="dim"), (0, 0, 0, 4))
 
 
 def _totals(report: Report) -> RenderableType:

@@ -17,6 +17,7 @@ from rewriter.reporting.record import (
     Report,
     ShadowRecord,
     Share,
+    SizeRecord,
     Totals,
     VoteRecord,
 )
@@ -69,6 +70,10 @@ REPORT = Report(
             votes=(VoteRecord("depth", "true", True, "96 < 109"), VoteRecord("params", "false", False, "7 < 6")),
             removed_nodes=508,
             removed_parameters=25_000_000,
+            sizes=(
+                SizeRecord("shape1", "aux_map", "main_map", "[1, N, N/8]", ("N % 8 == 0",)),
+                SizeRecord("shape2", "aux_map", None, "no value of equal size stays"),
+            ),
         ),
     ),
     matches=MATCHES,

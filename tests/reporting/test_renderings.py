@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rewriter.checking.record import OutputCheck, Verdict, Verification
 from rewriter.reporting.inspection_text import InspectionText, VerificationText
 from rewriter.reporting.markdown import to_markdown
+from rewriter.reporting.record import SizeRecord
 from rewriter.reporting.text import ReportText
 from tests.reporting.sample import AFTER, INSPECTION, OK, REPORT
 
@@ -104,6 +105,9 @@ def test_short_figures_that_look_alike_are_shown_whole() -> None:
 NASTY = "x\x1b[2J[red]|`a``b`\r\n\u202e<b>*[l](u)\u2028"
 
 
+SIZES = (SizeRecord(NASTY, NASTY, NASTY, NASTY, (NASTY,)), SizeRecord(NASTY, NASTY, None, NASTY))
+
+
 def _hostile() -> str:
     """The sample with every name hostile."""
     checks = tuple(replace(check, name=NASTY, renamed=NASTY + "2", note=NASTY) for check in OK.outputs)
@@ -114,7 +118,7 @@ def _hostile() -> str:
             output=NASTY,
             matches=tuple(replace(m, exit=NASTY, summary=NASTY, leftovers=(NASTY,)) for m in REPORT.matches),
             refusals=tuple(replace(r, node=NASTY, detail=NASTY) for r in REPORT.refusals[:3]),
-            decisions=tuple(replace(d, removed=(NASTY,), kept=(NASTY,)) for d in REPORT.decisions),
+            decisions=tuple(replace(d, removed=(NASTY,), kept=(NASTY,), sizes=SIZES) for d in REPORT.decisions),
             renamed=((NASTY, NASTY),),
             dead_before=(NASTY,),
             parameters=((NASTY, NASTY),),
