@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
+from rewriter.dims.declared import with_output_sizes
 from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
 from rewriter.graph.view import Graph, Value
 from rewriter.language.source import nearest
@@ -60,7 +61,9 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if not isinstance(pattern.match, OutputsMatch) or not isinstance(pattern.action, RemoveOutput):
         raise ValueError(f"{pattern.name} is no pattern of outputs")
     values = {p.name: p.value for p in pattern.params} | dict(params)
-    return _Decider(Cones.of(graph), pattern, pattern.match, pattern.action.role, values).decide(keep_all)
+    return _Decider(Cones.of(with_output_sizes(graph)), pattern, pattern.match, pattern.action.role, values).decide(
+        keep_all
+    )
 
 
 def removal(graph: Graph, decision: Decision) -> tuple[int, int]:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rewriter.errors import Refusal
+from rewriter.graph import measure
 from rewriter.graph.view import Graph, Node
 from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
-from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord
+from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord
 from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.onnx_draft import OnnxDraft
+from rewriter.rewriting.reroot import reroot
 
 Progress = Callable[[str, float | None], None]
 """Told what is being done and, where it is known, which share of it is behind (0 to 1)."""
@@ -110,12 +112,38 @@ def _settle_outputs(
         if isinstance(decision, Refusal):
             refusals.append(refusal_record(loaded.name, decision))
             continue
-        nodes, parameters = outputs.removal(graph, decision)
-        draft.apply([RemoveOutput(value.name) for value in decision.removed])
-        kept = tuple(value.name for value in decision.kept)
-        removed = tuple(value.name for value in decision.removed)
-        decisions.append(OutputsDecision(loaded.name, kept, removed, decision.how, decision.votes, nodes, parameters))
+        sizes = _remove_outputs(draft, decision)
+        decisions.append(
+            OutputsDecision(
+                pattern=loaded.name,
+                kept=tuple(value.name for value in decision.kept),
+                removed=tuple(value.name for value in decision.removed),
+                how=decision.how,
+                votes=decision.votes,
+                removed_nodes=len(graph.nodes) - len(draft.view().nodes),
+                removed_parameters=_parameters(graph) - _parameters(draft.view()),
+                sizes=sizes,
+            )
+        )
     return decisions, refusals
+
+
+def _remove_outputs(draft: OnnxDraft, decision: outputs.Decision) -> tuple[SizeRecord, ...]:
+    """Take the outputs out, and let what only they needed die even where the others read its size."""
+    if not decision.removed:
+        return ()
+    draft.apply([RemoveOutput(value.name) for value in decision.removed])
+    found = reroot(draft.view())
+    draft.apply(found.edits)
+    moved = [
+        SizeRecord(m.node, m.old, m.new, m.because, tuple(a.equation for a in m.assumptions)) for m in found.moved
+    ]
+    stayed = [SizeRecord(s.node, s.old, None, s.why, tuple(a.equation for a in s.assumptions)) for s in found.stayed]
+    return (*moved, *stayed)
+
+
+def _parameters(graph: Graph) -> int:
+    return sum(measure.parameters(graph, graph.nodes).values())
 
 
 @dataclass(slots=True)

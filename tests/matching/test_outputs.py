@@ -183,8 +183,24 @@ def test_maps_that_cannot_be_grouped_are_a_choice() -> None:
 def test_maps_of_symbolic_size_may_be_levels_and_are_a_choice() -> None:
     net = Detector()
     model = net.model([(net.main[0], (1, WIDTH, "h", "w")), (net.main[1], (1, WIDTH, "h2", "w2"))])
+    for axis, dim in zip(("height", "width"), model.graph.input[0].type.tensor_type.shape.dim[2:], strict=True):
+        dim.dim_param = axis
     with pytest.raises(ChoiceError, match="does not say which belong together"):
         choose(model)
+
+
+def test_maps_whose_sizes_are_proved_to_differ_are_levels_of_one_head() -> None:
+    net = Detector()
+    model = net.model([(net.main[0], (1, WIDTH, "h", "w")), (net.main[1], (1, WIDTH, "h2", "w2"))])
+    assert choose(model).how == "nothing auxiliary"
+
+
+def test_outputs_that_declare_no_numbers_are_compared_by_what_their_operators_prove() -> None:
+    net = Detector()
+    named = [net.decoded(net.aux, "first"), net.decoded(net.main, "second")]
+    model = net.model([(name, (f"{name} batch", f"{name} rows", f"{name} columns")) for name in named])
+    decision = choose(model)
+    assert names(decision.kept) == ["second"] and names(decision.removed) == ["first"]
 
 
 def test_an_output_that_feeds_another_belongs_to_it() -> None:
