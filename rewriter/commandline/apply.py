@@ -32,14 +32,15 @@ Examples:
       exit 1 if something would change; no model is written
 
 \b
-Exit codes (nothing is written unless it is 0):
-  0  done and verified
+Exit codes (no model is written unless it is 0):
+  0  done and verified; with --no-verify, NOT VERIFIED is printed
   1  --check found something that would change
   2  arguments, names, a pattern file, or the output path
   3  the model is missing, unreadable, invalid or refused
   4  a choice is needed: candidates, evidence and the exact --keep are printed
   5  verification failed or was impossible
-  6  a limit, or a full disk"""
+  6  a limit, or a full disk
+  130, 143  interrupted, terminated"""
 
 
 @dataclass(frozen=True, slots=True)

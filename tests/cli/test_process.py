@@ -20,6 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-P", "-m", "rewriter"]
 PATIENCE = 60.0
 
+# The signals as a shell sets them for a command in the foreground, whatever this test itself runs under.
+IN_FOREGROUND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for kind in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(kind, signal.SIG_DFL)
+from rewriter.cli import main
+main(sys.argv[1:])
+"""
+
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -101,10 +111,8 @@ def gone(pid: int) -> bool:
 def test_a_signal_during_the_comparison(number: int, code: int, said: str, slow: Path, folder: Path) -> None:
     before = listing(folder)
     words = ["apply", slow, "--report", folder / "r.json", "--report", folder / "r.md"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-        preexec_fn=restore,
-    )  # fmt: skip
+    command = [sys.executable, "-P", "-c", IN_FOREGROUND, *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         deadline = time.monotonic() + PATIENCE
         while not (found := children(process.pid)):
@@ -120,12 +128,6 @@ def test_a_signal_during_the_comparison(number: int, code: int, said: str, slow:
     assert (process.returncode, out, err) == (code, "", f"fxrewrite: {said}\n")
     assert all(gone(pid) for pid in found)
     assert listing(folder) == before
-
-
-def restore() -> None:
-    """The signals as a shell sets them for a command in the foreground, whatever this test runs under."""
-    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(kind, signal.SIG_DFL if kind is not signal.SIGINT else signal.default_int_handler)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["patterns", "show", "repconv"], ["patterns", "list"]])
