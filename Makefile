@@ -23,7 +23,7 @@ help:
 	@echo "make lint      ruff: format and lint;  make format  applies them"
 	@echo "make types     pyright, strict, on rewriter/"
 	@echo "make bench     time and memory of apply against onnx.load + onnx.save"
-	@echo "make schema    write docs/schema/ anew"
+	@echo "make schema    write docs/schema/ and docs/reference.md anew"
 	@echo "make clean     remove build/ and caches;  the environment is $(VENV)"
 
 setup: $(STAMP)
@@ -64,7 +64,8 @@ bench: $(DEMO)/yolov9-c.onnx | $(STAMP)
 	$(PY) tools/bench_apply.py
 
 schema: | $(STAMP)
-	$(PY) tools/report_schema.py
+	$(PY) tools/gen_schemas.py
+	$(PY) tools/gen_reference.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
