@@ -1,12 +1,13 @@
 """Time and memory of `fxrewrite apply` beside `onnx.load` + `onnx.save`, as whole processes, in pairs, in one run.
 
-Invariant: every figure is a ratio against a command that ran next to it; the two take turns, so a machine that slows down
-slows both. Region proof is on, whole-model verification off; what verification costs is measured apart.
+Invariant: every figure is a ratio against a command that ran next to it; the two take turns, so a machine that slows
+down slows both. Region proof is on, whole-model verification off; what verification costs is measured apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -83,10 +84,9 @@ def verification(model: Path, folder: Path) -> None:
     out = folder / "verified.json"
     command = [sys.executable, "-m", "rewriter", "apply", str(model), "--patterns", PATTERNS]
     run([*command, "-o", str(folder / "out.onnx"), "--force", "--report", str(out)])
-    import json
-
     found = json.loads(out.read_text())["verification"]
-    print(f"verifying    {found['verdict']}, {found['seconds']:.1f} s, peak {found['peak_bytes'] / 2**20:.0f} MiB (child)")
+    peak = found["peak_bytes"] / 2**20
+    print(f"verifying    {found['verdict']}, {found['seconds']:.1f} s, peak {peak:.0f} MiB (child)")
 
 
 def start_up(runs: int) -> None:

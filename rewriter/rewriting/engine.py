@@ -135,9 +135,7 @@ def _remove_outputs(draft: OnnxDraft, decision: outputs.Decision) -> tuple[SizeR
     draft.apply([RemoveOutput(value.name) for value in decision.removed])
     found = reroot(draft.view())
     draft.apply(found.edits)
-    moved = [
-        SizeRecord(m.node, m.old, m.new, m.because, tuple(a.equation for a in m.assumptions)) for m in found.moved
-    ]
+    moved = [SizeRecord(m.node, m.old, m.new, m.because, tuple(a.equation for a in m.assumptions)) for m in found.moved]
     stayed = [SizeRecord(s.node, s.old, None, s.why, tuple(a.equation for a in s.assumptions)) for s in found.stayed]
     return (*moved, *stayed)
 
