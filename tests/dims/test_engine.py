@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from typing import Any
 
@@ -45,17 +44,6 @@ def test_no_size_of_a_detector_is_wrong(name: str, form: Form) -> None:
         assert not found.wrong
         assert found.right > 3000
         assert found.unknown == (FLOAT_SCALES if (name, form) == ("n", "dynamo") else 0)
-
-
-@pytest.mark.parametrize(("name", "form"), MODELS)
-def test_the_pass_is_quick(name: str, form: Form) -> None:
-    graph = view(exported(name, form))
-    spent: list[float] = []
-    for _ in range(3):
-        start = time.perf_counter()
-        sizes(graph)
-        spent.append(time.perf_counter() - start)
-    assert min(spent) < 0.5  # 0.05 s on a quiet machine
 
 
 # --- small graphs --------------------------------------------------------------------------------------------------
@@ -312,6 +300,4 @@ def test_bounds_known_only_at_run_time_tell_nothing_wrong() -> None:
 
 def test_a_long_chain_is_no_burden() -> None:
     nodes = [op("MaxPool", f"v{i}" if i else "x", f"v{i + 1}", kernel_shape=[2, 2]) for i in range(5000)]
-    start = time.perf_counter()
-    known = known_of(*nodes)
-    assert shown(known, "v5000")[2] == "h - 5000" and time.perf_counter() - start < 5
+    assert shown(known_of(*nodes), "v5000")[2] == "h - 5000"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from pathlib import Path
 from typing import Any
 
@@ -392,21 +391,13 @@ def blocks(count: int) -> ModelProto:
     return model_of(*nodes, op("Relu", value, "y"), w=WEIGHT, s=np.ones(2, np.float32))
 
 
-def test_time_grows_with_the_size_and_the_collector_is_left_as_it_was() -> None:
-    models = [blocks(250), blocks(2500)]
-    spent = []
-    for model in models:
-        runs = []
-        for _ in range(3):
-            start = time.process_time()
-            view(model)
-            runs.append(time.process_time() - start)
-        spent.append(min(runs))
+def test_the_collector_is_left_as_it_was() -> None:
+    model = blocks(250)
+    view(model)
     assert gc.isenabled()
-    assert spent[1] < 40 * spent[0]
     gc.disable()
     try:
-        view(models[0])
+        view(model)
         assert not gc.isenabled()
     finally:
         gc.enable()

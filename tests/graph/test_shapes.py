@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -198,12 +197,6 @@ def stages(count: int) -> ModelProto:
     return model_of(*nodes, op("Relu", value, "y"), w=np.ones((3, 3, 3, 3), np.float32), **LISTS)
 
 
-def test_a_whole_network_of_halves_has_its_multiply_adds_in_linear_time() -> None:
-    spent: list[float] = []
-    for count in (20, 200):
-        model = stages(count)
-        start = time.process_time()
-        found = sizes(model)
-        spent.append(time.process_time() - start)
-        assert measure.multiply_adds(view(model).nodes, found) == count * 2 * 3 * 80 * 27
-    assert spent[1] < 40 * spent[0]
+def test_a_whole_network_of_halves_has_its_multiply_adds() -> None:
+    model = stages(200)
+    assert measure.multiply_adds(view(model).nodes, sizes(model)) == 200 * 2 * 3 * 80 * 27
