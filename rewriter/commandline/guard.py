@@ -68,6 +68,8 @@ def _answered(problem: BaseException, settings: Settings) -> int:
         case BrokenPipeError():
             return 0  # whoever read the help or a table has read enough
         case OSError():
+            if problem.filename is None:  # a stream, not a file: what it still holds would fail once more at exit
+                drop_stdout()
             return _said(settings, *_of_system(problem))
         case _:
             what = f"internal error: {type(problem).__name__}: {problem}"
