@@ -91,8 +91,12 @@ class Cones:
         """Float elements of the stored tensors that only those nodes read as parameters, each tensor once."""
         return sum(size for size, readers in self._parameters.values() if not readers & ~mask)
 
+    def parameters_of(self, wanted: int, among: int) -> int:
+        """Float elements of the parameters that, of the outputs `among`, exactly those `wanted` need."""
+        return sum(size for size, readers in self._parameters.values() if readers & among == wanted)
+
     def tensors(self, mask: int) -> list[str]:
-        """The names of those tensors."""
+        """The names of the tensors that `parameters` counts."""
         return [name for name, (_, readers) in self._parameters.items() if not readers & ~mask]
 
     @cached_property

@@ -42,6 +42,7 @@ class OnnxDraft:
         self._finished = False
         self._view: Graph | None = None  # of the draft as it stands; an edit drops it
         self._names = names.all_names(model)
+        self._tried: dict[str, int] = {}  # per hint, the numbers behind it that are taken: a shared weight lends many
         self._read_at_first = names.read_names(self.nodes, model) | names.quantization_names(model.graph)
         self._there_at_first = self._there(frozenset())
         live = live_names(self.nodes, (o.name for o in model.graph.output))
@@ -59,10 +60,11 @@ class OnnxDraft:
 
     def fresh(self, hint: str) -> str:
         """A name that nothing in the model has, near `hint`; it is taken from now on."""
-        name, count = hint, 0
+        name, count = hint, self._tried.get(hint, 0)
         while name in self._names:
             count += 1
             name = f"{hint}_{count}"
+        self._tried[hint] = count
         self._names.add(name)
         return name
 

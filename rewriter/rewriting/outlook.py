@@ -6,12 +6,10 @@ each of that pattern alone on the model as it is, so they do not add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from rewriter.errors import ChoiceError, Refusal
 from rewriter.graph import measure
 from rewriter.graph.measure import Shapes
-from rewriter.graph.view import Graph, Node
+from rewriter.graph.view import Graph
 from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import BodyMatch
 from rewriter.matching import outputs
@@ -50,26 +48,22 @@ def _outputs_outlook(graph: Graph, loaded: LoadedPattern) -> PatternOutlook:
 
 
 def needs(graph: Graph, shapes: Shapes) -> tuple[tuple[OutputNeeds, ...], Share, tuple[str, ...]]:
-    """What each output needs, alone and with others; what all of them need; and the nodes that none needs."""
+    """What each output needs, alone and with others; what all of them need; and the nodes that none needs.
+
+    A tensor that nodes of two outputs read belongs to both, even where no node does: the shares of two outputs and
+    what they share add up to the whole.
+    """
     cones = Cones.of(graph)
     everyone = cones.mask(cones.outputs)
 
-    def where(wanted: int, among: int) -> list[Node]:
-        return [n for n, mask in zip(graph.nodes, cones.needed, strict=True) if mask and mask & among == wanted]
+    def share(wanted: int, among: int) -> Share:
+        nodes = [n for n, mask in zip(graph.nodes, cones.needed, strict=True) if mask and mask & among == wanted]
+        return Share(len(nodes), cones.parameters_of(wanted, among), measure.multiply_adds(nodes, shapes))
 
     per_output = tuple(
-        OutputNeeds(
-            output.name,
-            needed=share(graph, where(cones.bit(output), cones.bit(output)), shapes),
-            exclusive=share(graph, where(cones.bit(output), everyone), shapes),
-        )
+        OutputNeeds(output.name, needed=share(bit, bit), exclusive=share(bit, everyone))
         for output in cones.outputs
+        for bit in [cones.bit(output)]
     )
     dead = tuple(n.name or n.op for n, mask in zip(graph.nodes, cones.needed, strict=True) if not mask)
-    return per_output, share(graph, where(everyone, everyone), shapes), dead
-
-
-def share(graph: Graph, nodes: Sequence[Node] | Iterable[Node], shapes: Shapes) -> Share:
-    chosen = list(nodes)
-    parameters = sum(measure.parameters(graph, chosen).values())
-    return Share(len(chosen), parameters, measure.multiply_adds(chosen, shapes))
+    return per_output, share(everyone, everyone) if everyone else Share(0, 0, 0), dead

@@ -12,7 +12,7 @@ from rewriter.graph import shapes
 from rewriter.graph.onnx import view
 from rewriter.graph.view import Graph
 from rewriter.language.library import resolve, shipped
-from rewriter.reporting.record import MatchRecord, RefusalRecord
+from rewriter.reporting.record import MatchRecord, RefusalRecord, Share
 from rewriter.rewriting import outlook
 from tests.rewriting.small_models import SmallNet, copied, rewritten
 
@@ -73,9 +73,20 @@ def test_needs_split_the_model_among_its_outputs() -> None:
     outputs, shared, dead = outlook.needs(graph, shapes.infer(model, list(model.graph.node)))
     by_name = {o.name: o for o in outputs}
     assert list(by_name) == ["y", "z", "w"]
-    assert shared == outlook.share(graph, [], {})
+    assert shared == Share(0, 0, 0)
     assert (by_name["w"].needed.nodes, by_name["w"].exclusive) == (2, by_name["w"].needed)
     assert by_name["w"].needed.parameters == 16 and by_name["w"].needed.multiply_adds == 16 * 30
     assert (by_name["y"].exclusive.nodes, by_name["y"].exclusive.parameters) == (1, 8)
     assert by_name["y"].needed.nodes == by_name["z"].needed.nodes == len(graph.nodes) - 2 - 2 - 1
     assert dead == tuple(node.name for node in list(model.graph.node)[-2:])
+
+
+def test_a_tensor_that_two_heads_read_is_counted_once_and_as_shared() -> None:
+    net = SmallNet()
+    weight = net.tensor(np.ones((4, 4, 1, 1)), "w")
+    net.conv("x", "y", k=1, weight=weight)
+    net.conv(net.add("Relu", ["x"]), "z", k=1, weight=weight)
+    graph = picture(net.model("y", "z"))
+    outputs, shared, _ = outlook.needs(graph, {})
+    assert [o.exclusive.parameters for o in outputs] == [0, 0] and shared.parameters == 16
+    assert [o.needed.parameters for o in outputs] == [16, 16]
