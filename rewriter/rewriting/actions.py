@@ -88,7 +88,8 @@ def _too_dear(match: Match, conv: ConvForm, before: Cost, after: Cost) -> Refusa
         return None
     if clause is None:
         return cost.gate(before, after, at=region.name, bias=0 if conv.bias is None else conv.bias.size)
-    if holds(clause, _CostScope(match.bindings, {"before": before, "after": after})):
+    nodes = {"before": len(region.nodes), "after": 1 + len(region.rest)}
+    if holds(clause, _CostScope(match.bindings, {"before": before, "after": after}, nodes)):
         return None
     detail = (
         f"the pattern's cost clause is false: {before.parameters:,} -> {after.parameters:,} parameters, "
@@ -99,10 +100,11 @@ def _too_dear(match: Match, conv: ConvForm, before: Cost, after: Cost) -> Refusa
 
 @dataclass(frozen=True, slots=True)
 class _CostScope:
-    """A match's bindings, with `params(…)` and `macs(…)` of before, after, or what a label stands for."""
+    """A match's bindings, with `params(…)`, `macs(…)` and `nodes(…)` of before, after, or what a label stands for."""
 
     bindings: Bindings
     costs: Mapping[str, Cost]
+    nodes: Mapping[str, int]
 
     def sizes(self, owner: str) -> int | None:
         return self.bindings.sizes(owner)
@@ -111,6 +113,8 @@ class _CostScope:
         return attribute(self.bindings.labels[owner][index], name)
 
     def apply(self, function: str, argument: str) -> Reading:
+        if function == "nodes":
+            return self.nodes.get(argument, len(self.bindings.labels.get(argument, ())))
         if function not in ("params", "macs"):
             return self.bindings.apply(function, argument)
         found = self.costs.get(argument) or cost.cost_of_nodes(self.bindings.labels.get(argument, ()))

@@ -15,17 +15,7 @@ from rewriter.graph.proto import bodies, captured_names
 
 def value_names(model: ModelProto, nodes: Iterable[NodeProto]) -> set[str]:
     """Every name of a value in the graph (with `nodes` in place of the stored ones) and in the bodies of its nodes."""
-    names = _interface_names(model.graph)
-    stack = [nodes]
-    while stack:
-        for node in stack.pop():
-            names.update(node.input)
-            names.update(node.output)
-            if node.attribute:
-                for body in bodies(node):
-                    names |= _interface_names(body)
-                    stack.append(body.node)
-    return names
+    return _interface_names(model.graph) | _names_inside([nodes], of_nodes=False)
 
 
 def all_names(model: ModelProto) -> set[str]:
@@ -34,16 +24,21 @@ def all_names(model: ModelProto) -> set[str]:
     for training in model.training_info:
         graphs += [training.initialization, training.algorithm]
     names: set[str] = set()
-    stack: list[Iterable[NodeProto]] = []
     for graph in graphs:
         names |= _interface_names(graph)
-        stack.append(graph.node)
     for function in model.functions:
         names.update((*function.input, *function.output))
-        stack.append(function.node)
+    return names | _names_inside([g.node for g in graphs] + [f.node for f in model.functions], of_nodes=True)
+
+
+def _names_inside(scopes: Iterable[Iterable[NodeProto]], *, of_nodes: bool) -> set[str]:
+    """The values that nodes and their bodies name at any depth, and with `of_nodes` the nodes themselves too."""
+    names: set[str] = set()
+    stack = list(scopes)
     while stack:
         for node in stack.pop():
-            names.add(node.name)
+            if of_nodes:
+                names.add(node.name)
             names.update(node.input)
             names.update(node.output)
             if node.attribute:

@@ -65,6 +65,9 @@ def test_with_cost_off_it_folds_all_the_same(tmp_path: Path) -> None:
         ("cost params(after) < params(wide)", False),
         ("cost macs(after) <= 144 and macs(before) = 160", True),
         ("cost params(point) > params(wide)", False),
+        ("cost nodes(before) = 3 and nodes(after) = 1", True),
+        ("cost nodes(after) >= nodes(before)", False),
+        ("cost nodes(wide) = nodes(after)", True),
     ],
 )
 def test_a_cost_clause_stands_in_for_the_gate(tmp_path: Path, clause: str, folds: bool) -> None:
