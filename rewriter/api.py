@@ -42,6 +42,7 @@ from rewriter.reporting.record import (
 from rewriter.rewriting import outlook, trial
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
+from rewriter.rewriting.provenance import composed
 from rewriter.version import __version__
 
 if TYPE_CHECKING:
@@ -373,6 +374,7 @@ def _report(
         verification=verification,
         versions=versions(),
         seconds=0.0,
+        folds=composed(outcome.matches, draft.view().values) if outcome.matches else (),
     )
 
 

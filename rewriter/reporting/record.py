@@ -52,6 +52,14 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class FoldRecord:
+    """A new tensor and the stored tensors of the original that it was made of."""
+
+    tensor: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MatchRecord:
     """One rewrite that was done."""
 
@@ -66,6 +74,7 @@ class MatchRecord:
     before: Cost | None = None
     after: Cost | None = None
     proof: Proof | None = None
+    tensors: tuple[FoldRecord, ...] = ()  # that came; their sources may be of an earlier round
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +162,7 @@ class Report:
     verification: Verification
     versions: tuple[tuple[str, str], ...]  # fxrewrite, python, onnx, numpy, engine
     seconds: float
+    folds: tuple[FoldRecord, ...] = ()  # every new tensor of the result, over all rounds
     schema: int = SCHEMA_VERSION
 
     @property

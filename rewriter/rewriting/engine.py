@@ -21,6 +21,7 @@ from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecor
 from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.onnx_draft import OnnxDraft
+from rewriter.rewriting.provenance import folded
 from rewriter.rewriting.reroot import reroot
 
 Progress = Callable[[str, float | None], None]
@@ -250,6 +251,7 @@ def match_record(match: Match, done: Done, number: int) -> MatchRecord:
         before=done.before,
         after=done.after,
         proof=done.proof,
+        tensors=folded(region.nodes, done.plan.edits),
     )
 
 
