@@ -22,6 +22,7 @@ from rewriter.dims.polynomials import Poly, nonnegative
 from rewriter.dims.sizes import Assertion, Assumption, Dims, Elements, Log, Size, fixed
 from rewriter.errors import InputError
 from rewriter.graph.proto import attributes
+from rewriter.graph.raw import Foreign
 from rewriter.graph.view import Constant, Graph, Node, Value
 
 SMALL = 256
@@ -65,6 +66,8 @@ class Pass:
     def run(self) -> None:
         for value in self.graph.inputs:
             self._input(value)
+        if self.graph.shapes_hold:
+            self._take_shapes()
         for node in self.graph.nodes:
             self.node = node
             for step in (self._hold, self._measure):
@@ -75,15 +78,23 @@ class Pass:
 
     def operands(self, node: Node) -> list[Value | None]:
         """The inputs by position, None where an optional one is absent."""
-        if not isinstance(node.native, NodeProto):
-            return [*node.data]
-        return [self.graph.values.get(name) if name else None for name in node.native.input]
+        match node.native:
+            case NodeProto():
+                return [self.graph.values.get(name) if name else None for name in node.native.input]
+            case Foreign(raw) if raw is not None:
+                return [*raw.inputs]
+            case _:
+                return [*node.data]
 
     def attribute(self, node: Node, *names: str) -> Any:
         """An attribute as the file has it, which the canonical reading may have left out; None where there is none."""
-        if not isinstance(node.native, NodeProto):
-            return None
-        given = attributes(node.native)
+        match node.native:
+            case NodeProto():
+                given: Mapping[str, Any] = attributes(node.native)
+            case Foreign(raw) if raw is not None:
+                given = raw.attrs
+            case _:
+                return None
         return next((given[name] for name in names if name in given), None)
 
     def dims_of(self, value: Value | None) -> Dims | None:
@@ -138,6 +149,20 @@ class Pass:
                 made.append(self.log.symbol(f"{extent}" if extent and self._once(extent) else name))
         self.dims[value.name] = tuple(made)
 
+    def _take_shapes(self) -> None:
+        """The sizes of a graph whose shapes are proved; a rule is asked only for what has none."""
+        named: dict[str, Size] = {}
+        for value in self.graph.values.values():
+            if value.shape is None or None in value.shape or value.constant is not None:
+                continue
+            made: list[Size] = []
+            for extent in value.shape:
+                if not isinstance(extent, int) and f"{extent}" not in named:
+                    named[f"{extent}"] = self.log.symbol(f"{extent}")
+                made.append(fixed(extent) if isinstance(extent, int) else named[f"{extent}"])
+            self.dims[value.name] = tuple(made)
+            self.extents.update([size.expr for size in made])
+
     def _once(self, name: str) -> bool:
         return sum(extent == name for value in self.graph.inputs for extent in value.shape or ()) == 1
 
@@ -149,9 +174,11 @@ class Pass:
                 self.elements[node.output.name] = held
 
     def _measure(self, node: Node) -> None:
+        if isinstance(node.native, Foreign) and node.native.raw is None:
+            return  # nothing says what its inputs are
         rule = shapes.RULES.get(node.op)
         for value, dims in zip(node.outputs, () if rule is None else rule(self, node), strict=False):
-            if dims is not None and value.name:
+            if dims is not None and value.name and not (self.graph.shapes_hold and value.name in self.dims):
                 self.dims[value.name] = dims
                 self.extents.update([size.expr for size in dims])
 

@@ -47,6 +47,13 @@ class Canonical:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Foreign:
+    """A node of another kind of graph, as the `native` of a view node: the ONNX operator that it is, if it is one."""
+
+    raw: Raw | None
+
+
 class Malformed(Exception):
     """An attribute or input that no version of the operator has; `canonical` turns it into a problem."""
 

@@ -99,13 +99,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """The picture: nodes in topological order, values by name, inputs and outputs in the model's order."""
+    """The picture: nodes in topological order, values by name, inputs and outputs in the model's order.
+
+    `shapes_hold` says that the shapes of all values were proved by whoever traced the graph: two extents of one name
+    are equal there, whatever values they belong to.
+    """
 
     nodes: tuple[Node, ...]
     values: Mapping[str, Value]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     opset: int
+    shapes_hold: bool = False
 
     def producer(self, value: Value) -> Node | None:
         return None if value.producer is None else self.nodes[value.producer]

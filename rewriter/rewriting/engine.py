@@ -19,8 +19,8 @@ from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
 from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord
 from rewriter.rewriting.actions import Done, Fresh, act
+from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
-from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.rewriting.provenance import folded
 from rewriter.rewriting.reroot import reroot
 
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def rewrite(
-    draft: OnnxDraft,
+    draft: Draft,
     patterns: Sequence[LoadedPattern],
     *,
     keep_all: bool = False,
@@ -99,7 +99,7 @@ def query_of_loaded(loaded: LoadedPattern) -> Query:
 
 
 def _settle_outputs(
-    draft: OnnxDraft, patterns: Sequence[LoadedPattern], keep_all: bool
+    draft: Draft, patterns: Sequence[LoadedPattern], keep_all: bool
 ) -> tuple[list[OutputsDecision], list[RefusalRecord]]:
     """Outputs patterns come first: what dies with an output need not be folded."""
     decisions: list[OutputsDecision] = []
@@ -129,7 +129,7 @@ def _settle_outputs(
     return decisions, refusals
 
 
-def _remove_outputs(draft: OnnxDraft, decision: outputs.Decision) -> tuple[SizeRecord, ...]:
+def _remove_outputs(draft: Draft, decision: outputs.Decision) -> tuple[SizeRecord, ...]:
     """Take the outputs out, and let what only they needed die even where the others read its size."""
     if not decision.removed:
         return ()
