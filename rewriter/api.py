@@ -118,11 +118,14 @@ def apply(
     loaded_patterns = prepare(patterns, set_, keep)
     opened = _open(model)
     draft = OnnxDraft(opened.proto, opened.folder)
-    before = _totals(draft, draft.view())
-    outcome = rewrite(draft, loaded_patterns, keep_all=keep == ALL, max_rounds=max_rounds, progress=progress)
+    known = sizes.infer(draft.model, draft.nodes)
+    before = _totals(draft, draft.view(), known)
+    outcome = rewrite(
+        draft, loaded_patterns, keep_all=keep == ALL, max_rounds=max_rounds, progress=progress, shapes=known
+    )
     renamed = _rename(draft, rename or {})
     finished = draft.finish()
-    after = _totals(draft, draft.view()) if draft.edited else before
+    after = _totals(draft, draft.view(), sizes.infer(draft.model, draft.nodes)) if draft.edited else before
     verification = NOT_ASKED
     if verify:
         verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
@@ -154,7 +157,7 @@ def inspect(model: Model) -> Inspection:
     outputs, shared, dead = outlook.needs(graph, known)
     return Inspection(
         model=opened.label,
-        totals=_totals(draft, graph),
+        totals=_totals(draft, graph, known),
         outputs=outputs,
         shared=shared,
         patterns=tuple(outlook.outlook(graph, loaded) for loaded in shipped().values()),
@@ -328,14 +331,13 @@ def _told(progress: Progress | None) -> Callable[[str], None] | None:
     return told
 
 
-def _totals(draft: OnnxDraft, graph: Graph) -> Totals:
+def _totals(draft: OnnxDraft, graph: Graph, shapes: measure.Shapes) -> Totals:
     ops = Counter(node.op_type for node in draft.nodes)
-    known = sizes.infer(draft.model, draft.nodes)
     return Totals(
         nodes=len(draft.nodes),
         ops=tuple(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
         parameters=sum(measure.parameters(graph, graph.nodes).values()),
-        multiply_adds=measure.multiply_adds(graph.nodes, known),
+        multiply_adds=measure.multiply_adds(graph.nodes, shapes),
         bytes=measure.tensor_bytes(graph),
         outputs=tuple(_output(info) for info in draft.model.graph.output),
     )

@@ -333,7 +333,7 @@ def test_every_field_of_the_report() -> None:
     )  # fmt: skip
     assert report.parameters == (("bypass.cost", "off"),)
     assert report.dead_before == ("n_dead",)
-    assert (report.covered, report.shadowed, report.refusals) == (2, (), ())
+    assert (report.covered, report.shadowed, report.refusals) == (3, (), ())
     assert report.seconds > 0 and dict(report.versions)["fxrewrite"] == rewriter.__version__
     (match,) = report.matches
     assert (match.entry, match.exit, match.leftovers, match.made) == ("entry", "exit", (), ("n_v1",))

@@ -1,48 +1,134 @@
 """What a region and its fold cost, and the gate between them.
 
-Invariant: figures are per output pixel of the region and exact, so "not more" is a comparison of whole numbers wherever
-strides divide. A conv costs out * in / groups * taps multiply-adds, a norm or scale one per channel; additions (sums,
-shifts, biases) are free. Parameters are float elements that reach a weight, bias, scale or shift, each stored tensor
-once; running statistics are buffers.
+Invariant: figures are exact, so "not more" is a comparison of whole numbers wherever strides divide. They are per image
+where the sizes of all values are known, else per output pixel of the region. A conv costs out * in / groups * taps
+multiply-adds, a matrix in * out per row, a norm or scale one per channel; additions (sums, shifts, biases, means) are
+free. Parameters are float elements that reach a weight, bias, scale or shift, each stored tensor once; running
+statistics are buffers, which count as bytes only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 
 from rewriter.algebra.conv import ConvForm
 from rewriter.errors import Reason, Refusal
-from rewriter.graph.view import Node
+from rewriter.graph.measure import Shapes
+from rewriter.graph.view import Node, Value
 from rewriter.reporting.record import Cost
 
 PARAMETER_ROLES = frozenset({"weight", "bias", "scale", "factor", "term"})
+BUFFER_ROLES = frozenset({"mean", "var"})
+ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+"""Bytes of an element."""
+
+NO_SHAPES: Shapes = MappingProxyType({})
+"""Sizes decide what is worth doing, never what is right; without any, costs are per output pixel."""
 
 
-def cost_of_nodes(nodes: Sequence[Node]) -> Cost:
-    """Parameters and multiply-adds of the nodes of a region, in topological order; the last gives the output pixels."""
-    parameters = {
-        constant.name: constant.size
-        for node in nodes
-        for role, constant in node.consts.items()
-        if role in PARAMETER_ROLES
-    }
+@dataclass(frozen=True, slots=True)
+class TooDear(Refusal):
+    """A fold that would be exact and was left alone for its cost."""
+
+    before: Cost
+    after: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Multiply-adds of nodes by index, and how often the window of a conv stands on each value, all in one unit.
+
+    `whole`: the unit is the image; else it is one output pixel of the last node.
+    """
+
+    by_node: Mapping[int, float]
+    positions: Mapping[str, float]
+    whole: bool
+
+    def of_conv(self, conv: ConvForm, exit_: Value) -> float:
+        return conv.kernel.size * self.positions.get(exit_.name, 1.0)
+
+
+def work_of(nodes: Sequence[Node], shapes: Shapes = NO_SHAPES) -> Work:
+    """The work of nodes in topological order."""
+    return _on_image(nodes, shapes) or _per_pixel(nodes)
+
+
+def _on_image(nodes: Sequence[Node], shapes: Shapes) -> Work | None:
+    """On the sizes that are known; None where one is missing."""
+    by_node: dict[int, float] = {}
+    positions: dict[str, float] = {}
+    for node in nodes:
+        for value in (*node.data, *node.outputs):
+            sizes = shapes.get(value.name, ())[1:]
+            known = [n for n in sizes if isinstance(n, int)]
+            if len(known) != len(sizes) or not known:
+                return None
+            positions[value.name] = prod(known[:-1] if node.op == "linear" else known[1:])
+        at = positions[node.data[0].name if node.op == "conv_transpose" else node.output.name]
+        everywhere = prod(n for n in shapes[node.output.name][1:] if isinstance(n, int))
+        by_node[node.index] = _weight_size(node) * at if node.op in WEIGHTED else everywhere * (node.op in PER_CHANNEL)
+    return Work(by_node, positions, whole=True)
+
+
+def _per_pixel(nodes: Sequence[Node]) -> Work:
     channels = _channels(nodes)
-    pixels = {nodes[-1].output.name: 1.0} if nodes else {}  # of a value, per output pixel
-    operations = 0.0
+    positions = {nodes[-1].output.name: 1.0} if nodes else {}
+    by_node: dict[int, float] = {}
     for node in reversed(nodes):
-        share = pixels.get(node.output.name, 1.0)
-        operations += share * _multiply_adds(node, channels.get(node.output.name, 1))
+        here = positions.setdefault(node.output.name, 1.0)
+        step = prod(node.attrs.get("strides") or (1,)) if node.op in ("conv", "avg_pool", "conv_transpose") else 1
+        before = here / step if node.op == "conv_transpose" else here * step
         for value in node.data:
-            pixels[value.name] = share * prod(node.attrs["strides"]) if node.op == "conv" else share
-    return Cost(parameters=sum(parameters.values()), multiply_adds=operations)
+            positions[value.name] = before
+        if node.op in WEIGHTED:
+            by_node[node.index] = _weight_size(node) * (before if node.op == "conv_transpose" else here)
+        else:
+            by_node[node.index] = here * channels.get(node.output.name, 1) * (node.op in PER_CHANNEL)
+    return Work(by_node, positions, whole=False)
 
 
-def cost_of_conv(conv: ConvForm) -> Cost:
-    return Cost(parameters=conv.parameters, multiply_adds=float(conv.kernel.size))
+WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+"""A conv's weight is (out, in / groups, *window): its size is the multiply-adds of one position."""
+
+PER_CHANNEL = frozenset({"bn", "scale"})
 
 
-def gate(before: Cost, after: Cost, *, at: str, bias: int = 0) -> Refusal | None:
+def _weight_size(node: Node) -> int:
+    weight = node.consts.get("weight")
+    return 0 if weight is None else weight.size
+
+
+def cost_of_nodes(nodes: Sequence[Node], shapes: Shapes = NO_SHAPES) -> Cost:
+    """What the nodes of a region cost, in topological order; the last gives the output pixels."""
+    work = work_of(nodes, shapes)
+    return cost_of_part(nodes, work)
+
+
+def cost_of_part(nodes: Sequence[Node], work: Work) -> Cost:
+    """The share of some nodes in a work that was counted over more."""
+    parameters: dict[str, int] = {}
+    stored: dict[str, int] = {}
+    for node in nodes:
+        for role, constant in node.consts.items():
+            if role in PARAMETER_ROLES:
+                parameters[constant.name] = constant.size
+            if role in PARAMETER_ROLES or role in BUFFER_ROLES:
+                stored[constant.name] = constant.size * ITEM.get(constant.dtype, 0)
+    operations = float(sum(work.by_node[node.index] for node in nodes))
+    return Cost(sum(parameters.values()), operations, not work.whole, sum(stored.values()))
+
+
+def cost_of_conv(conv: ConvForm, work: Work | None = None, exit_: Value | None = None) -> Cost:
+    """What a conv in place of a region costs, in the unit of the region's `work`."""
+    operations = float(conv.kernel.size if work is None or exit_ is None else work.of_conv(conv, exit_))
+    return Cost(conv.parameters, operations, work is None or not work.whole, conv.parameters * ITEM[conv.dtype])
+
+
+def gate(before: Cost, after: Cost, *, at: str, bias: int = 0) -> TooDear | None:
     """A Refusal where the fold would cost more: in multiply-adds, or in parameters beyond its own bias.
 
     `bias` is the number of bias elements of the result: a conv without bias followed by `+ 0.5` needs one per channel,
@@ -50,19 +136,15 @@ def gate(before: Cost, after: Cost, *, at: str, bias: int = 0) -> Refusal | None
     """
     if after.multiply_adds <= before.multiply_adds and after.parameters - bias <= before.parameters:
         return None
+    return TooDear(Reason.COST, at, f"folded it would cost {in_words(before, after)}", before, after)
+
+
+def in_words(before: Cost, after: Cost) -> str:
     unit = "multiply-adds per output pixel" if before.per_pixel else "multiply-adds"
-    detail = (
-        f"folded it would cost {after.multiply_adds:,.0f} {unit} instead of {before.multiply_adds:,.0f}"
+    return (
+        f"{after.multiply_adds:,.0f} {unit} instead of {before.multiply_adds:,.0f}"
         f" and {after.parameters:,} parameters instead of {before.parameters:,}"
     )
-    return Refusal(Reason.COST, at, detail)
-
-
-def _multiply_adds(node: Node, channels: int) -> int:
-    """Per pixel of the node's own output. A conv's weight is (out, in / groups, *window): its size is the count."""
-    if node.op == "conv":
-        return node.consts["weight"].size
-    return channels if node.op in ("bn", "scale") else 0
 
 
 def _channels(nodes: Iterable[Node]) -> dict[str, int]:
@@ -74,9 +156,11 @@ def _channels(nodes: Iterable[Node]) -> dict[str, int]:
             shape = value.shape
             if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
                 given.append(shape[1])
-        if node.op == "conv":
+        if node.op in ("conv", "linear") and "weight" in node.consts:
             given = [node.consts["weight"].shape[0]]
-        elif node.op == "bn":
+        elif node.op == "conv_transpose" and "weight" in node.consts:
+            given = [node.consts["weight"].shape[1] * int(node.attrs["groups"])]
+        elif node.op == "bn" and "scale" in node.consts:
             given = [node.consts["scale"].size]
         elif node.op == "scale" and not given:
             given = [node.consts["factor"].size]

@@ -33,36 +33,54 @@ Rule: TypeAlias = "Callable[[Node, Affine], Affine | Refusal]"
 
 def interpret(region: Region) -> Affine | Refusal:
     """The affine map that the region computes of its entry, or why there is none."""
+    total = maps(region).get(region.exit.name)
+    if isinstance(total, Refusal):
+        return total
+    for sign, value in region.rest:  # an entry that is left over as well was read as itself: take it out again
+        if value.name == region.entry.name and total is not None:
+            entry = Affine.identity(total.inputs, total.rank)
+            size = _entry_space(region)
+            assert not isinstance(size, Refusal)
+            total = total.plus(entry.negated() if sign > 0 else entry, at=region.name, size=size[1])
+            if isinstance(total, Refusal):
+                return total
+    return Refusal(Reason.ENTRY, region.name, "does not depend on its entry") if total is None else total
+
+
+def maps(region: Region) -> Mapping[str, Affine | Refusal]:
+    """The map of every value of the region over its entry; what reads a refused one is refused by the same."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows float64 is not finite, and refused as a conv
-        return _interpret(region)
+        return _maps(region)
 
 
-def _interpret(region: Region) -> Affine | Refusal:
+def _maps(region: Region) -> Mapping[str, Affine | Refusal]:
     for node in region.nodes:
         if node.problem is not None:
-            return Refusal(Reason.VALUE, name_of(node), node.problem)
+            return _all(region, Refusal(Reason.VALUE, name_of(node), node.problem))
     dtype = dtype_of(region)
     if isinstance(dtype, Refusal):
-        return dtype
+        return _all(region, dtype)
     space = _entry_space(region)
     if isinstance(space, Refusal):
-        return space
+        return _all(region, space)
     channels, size = space
     entry = Affine.identity(channels, len(size))
     terms = {value.name: Term(None, open=True) for _, value in region.rest}
     terms[region.entry.name] = Term(entry)
+    refused: dict[str, Affine | Refusal] = {}
     for node in region.nodes:
-        term = _apply(node, terms, size)
-        if isinstance(term, Refusal):
-            return term
-        terms[node.output.name] = term
-    total = terms[region.exit.name].map if region.exit.name in terms else None
-    for sign, value in region.rest:  # an entry that is left over as well was read as itself: take it out again
-        if value.name == region.entry.name and total is not None:
-            total = total.plus(entry.negated() if sign > 0 else entry, at=region.name, size=size)
-            if isinstance(total, Refusal):
-                return total
-    return Refusal(Reason.ENTRY, region.name, "does not depend on its entry") if total is None else total
+        behind = next((refused[v.name] for v in node.data if v.name in refused), None)
+        term = _apply(node, terms, size) if behind is None else behind
+        for output in node.outputs:
+            if isinstance(term, Term):
+                terms[output.name] = term
+            else:
+                refused[output.name] = term
+    return refused | {name: term.map for name, term in terms.items() if term.map is not None}
+
+
+def _all(region: Region, refusal: Refusal) -> Mapping[str, Affine | Refusal]:
+    return {node.output.name: refusal for node in region.nodes}
 
 
 def dtype_of(region: Region) -> str | Refusal:

@@ -17,7 +17,7 @@ from rewriter.language.printer import expression_text
 from rewriter.language.syntax import BodyMatch, Chain, Pattern
 from rewriter.matching import sums
 from rewriter.matching.predicates import attribute
-from rewriter.matching.program import Program, compile_body
+from rewriter.matching.program import NOTHING, Program, compile_body, is_linear_region
 from rewriter.matching.region import Region
 from rewriter.matching.sums import Walk, depths
 from rewriter.matching.walk import Search
@@ -32,6 +32,11 @@ class Query:
     program: Program
     params: Mapping[str, Any]
     cost_gate: bool = True
+
+    @property
+    def linear(self) -> bool:
+        """True for `linear-region`: what to fold is planned, not matched."""
+        return self.program is NOTHING
 
     @property
     def name(self) -> str:
@@ -130,7 +135,8 @@ def _match(query: Query, exit_: Value, reading: Walk) -> Match | None:
 def query_of(pattern: Pattern, chains: Mapping[str, Chain], params: Mapping[str, Any], cost_gate: bool) -> Query:
     """Compile a pattern with a body; outputs patterns have none and are not for this room's automata."""
     assert isinstance(pattern.match, BodyMatch)
-    return Query(pattern, compile_body(pattern.match.body, chains), params, cost_gate)
+    body = pattern.match.body
+    return Query(pattern, NOTHING if is_linear_region(body) else compile_body(body, chains), params, cost_gate)
 
 
 def select(

@@ -88,6 +88,15 @@ class Program:
     sums: bool
 
 
+def is_linear_region(body: Body) -> bool:
+    """Whether a body is `linear-region`, which no automaton matches: rewriting plans it."""
+    return all(isinstance(item.atom, LinearRegion) for seq in body.alternatives for item in seq.items)
+
+
+NOTHING = Program(((),), 0, 0, frozenset({0}), frozenset(), sums=False)
+"""The program of a linear region."""
+
+
 def compile_body(body: Body, chains: Mapping[str, Chain]) -> Program:
     """The automaton of a body; raises UsageError for what this version cannot match yet."""
     compiler = _Compiler(chains)
@@ -166,7 +175,9 @@ class _Compiler:
             case Junction(kind):
                 raise UsageError(f"this version of fxrewrite cannot match '{kind}' yet (line {atom.pos.line})")
             case LinearRegion():
-                raise UsageError(f"this version of fxrewrite cannot match 'linear-region' yet (line {atom.pos.line})")
+                raise UsageError(
+                    f"'linear-region' is the whole of a pattern's match, not a part (line {atom.pos.line})"
+                )
 
     def call(self, call: Call, after: int) -> int:
         """A chain written out. Its label counts how often it is entered, and stands for every node in it."""

@@ -34,11 +34,12 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one region: parameters, and multiply-adds per output pixel (per image where sizes are known)."""
+    """Of one region: parameters, multiply-adds per output pixel (per image where sizes are known), stored bytes."""
 
     parameters: int
     multiply_adds: float
     per_pixel: bool = True
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,14 @@ class MatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class RefusalRecord:
-    """Something that looked like the pattern and was left as it is."""
+    """Something that looked like the pattern and was left as it is; with its figures where that was for its cost."""
 
     pattern: str
     node: str
     code: str
     detail: str
+    before: Cost | None = None
+    after: Cost | None = None  # what it would have cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from typing import Any
 
 from rewriter.algebra import cost
 from rewriter.algebra.conv import ConvForm, conv_of
+from rewriter.algebra.cost import NO_SHAPES, TooDear
 from rewriter.algebra.interpret import dtype_of, interpret
 from rewriter.algebra.proof import prove
 from rewriter.errors import Reason, Refusal
+from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node, Value
 from rewriter.language.syntax import Bypass, Fold
 from rewriter.matching.find import Match
@@ -38,11 +40,11 @@ class Done:
     proof: Proof | None = None
 
 
-def act(graph: Graph, match: Match, fresh: Fresh) -> Done | Refusal:
-    """Carry out the action of the match's pattern, on paper."""
+def act(graph: Graph, match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES) -> Done | Refusal:
+    """Carry out the action of the match's pattern, on paper; `shapes` are sizes by value name, where known."""
     match match.query.pattern.action:
         case Fold():
-            return fold(match, fresh)
+            return fold(match, fresh, shapes)
         case Bypass():
             return bypass(graph, match.region)
         case other:
@@ -53,7 +55,7 @@ def act(graph: Graph, match: Match, fresh: Fresh) -> Done | Refusal:
 # --- fold ------------------------------------------------------------------------------------------------------------
 
 
-def fold(match: Match, fresh: Fresh) -> Done | Refusal:
+def fold(match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES) -> Done | Refusal:
     """One conv in place of a region that computes an affine map of its entry, plus what its sum leaves over.
 
     The gate looks at the region as if it stood alone: a weight that somebody outside reads too counts as the region's,
@@ -69,7 +71,8 @@ def fold(match: Match, fresh: Fresh) -> Done | Refusal:
     conv = conv_of(affine, dtype, at=region.name)
     if isinstance(conv, Refusal):
         return conv
-    before, after = cost.cost_of_nodes(region.nodes), cost.cost_of_conv(conv)
+    work = cost.work_of(region.nodes, shapes)
+    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_conv(conv, work, region.exit)
     refused = _too_dear(match, conv, before, after)
     if refused is not None:
         return refused
@@ -91,11 +94,8 @@ def _too_dear(match: Match, conv: ConvForm, before: Cost, after: Cost) -> Refusa
     nodes = {"before": len(region.nodes), "after": 1 + len(region.rest)}
     if holds(clause, _CostScope(match.bindings, {"before": before, "after": after}, nodes)):
         return None
-    detail = (
-        f"the pattern's cost clause is false: {before.parameters:,} -> {after.parameters:,} parameters, "
-        f"{before.multiply_adds:,.0f} -> {after.multiply_adds:,.0f} multiply-adds per output pixel"
-    )
-    return Refusal(Reason.COST, region.name, detail)
+    detail = f"the pattern's cost clause is false: folded it would cost {cost.in_words(before, after)}"
+    return TooDear(Reason.COST, region.name, detail, before, after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rewriter.algebra.cost import NO_SHAPES, TooDear
 from rewriter.errors import Refusal
 from rewriter.graph import measure
+from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node
 from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
 from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord
+from rewriter.rewriting import collapse
 from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
@@ -52,8 +55,11 @@ def rewrite(
     keep_all: bool = False,
     max_rounds: int = 100,
     progress: Progress | None = None,
+    shapes: Shapes = NO_SHAPES,
 ) -> Outcome:
     """Apply `patterns` to `draft`; the order in which they are given decides nothing but exact ties.
+
+    `shapes` are sizes by value name: where known, costs are counted per image and not per output pixel.
 
     Raises ChoiceError where an outputs pattern cannot tell which outputs are wanted.
     """
@@ -69,7 +75,7 @@ def rewrite(
             end = "limit"
             break
         number += 1
-        found = Round(draft.view(), draft.fresh, number, tell).run(queries)
+        found = Round(draft.view(), draft.fresh, number, tell, shapes).run(queries)
         last = found.refusals
         if not found.edits:
             break
@@ -153,6 +159,7 @@ class Round:
     fresh: Fresh
     number: int
     tell: Progress = _silent
+    shapes: Shapes = field(default_factory=lambda: NO_SHAPES)
     edits: list[Edit] = field(default_factory=list[Edit])
     matches: list[MatchRecord] = field(default_factory=list[MatchRecord])
     refusals: list[RefusalRecord] = field(default_factory=list[RefusalRecord])
@@ -183,13 +190,16 @@ class Round:
         return self
 
     def _found(self, query: Query, anchors: Sequence[int]) -> list[Match]:
-        results = find(self.graph, query, anchors)
+        if query.linear:
+            results = collapse.plan(self.graph, query, anchors, self.shapes)
+        else:
+            results = find(self.graph, query, anchors)
         self.refusals += [refusal_record(query.name, r) for r in results if isinstance(r, Refusal)]
         matches = [m for m in results if isinstance(m, Match)]
         return [m for m in matches if (query.name, m.region.exit.name) not in self.tried]
 
     def _carry_out(self, match: Match) -> bool:
-        done = act(self.graph, match, self.fresh)
+        done = act(self.graph, match, self.fresh, self.shapes)
         if isinstance(done, Refusal):
             self.refusals.append(refusal_record(match.query.name, done))
             self.tried.add((match.query.name, match.region.exit.name))
@@ -234,7 +244,8 @@ def needed(graph: Graph) -> list[int]:
 
 
 def refusal_record(pattern: str, refusal: Refusal) -> RefusalRecord:
-    return RefusalRecord(pattern, refusal.node, str(refusal.code), refusal.detail)
+    figures = (refusal.before, refusal.after) if isinstance(refusal, TooDear) else (None, None)
+    return RefusalRecord(pattern, refusal.node, str(refusal.code), refusal.detail, *figures)
 
 
 def match_record(match: Match, done: Done, number: int) -> MatchRecord:

@@ -31,10 +31,14 @@ def gated(region: Region) -> Refusal | None:
     return gate(cost_of_nodes(region.nodes), cost_of_conv(conv), at=region.name, bias=bias)
 
 
+def figures(cost: Cost) -> tuple[int, float]:
+    return cost.parameters, cost.multiply_adds
+
+
 def test_repvgg(rng: np.random.Generator) -> None:
     region = repvgg(8, rng, skip=True).region()
-    assert cost_of_nodes(region.nodes) == Cost(parameters=576 + 64 + 3 * 16, multiply_adds=576 + 64 + 3 * 8)
-    assert cost_of_conv(after(region)) == Cost(parameters=576 + 8, multiply_adds=576)
+    assert figures(cost_of_nodes(region.nodes)) == (576 + 64 + 3 * 16, 576 + 64 + 3 * 8)
+    assert figures(cost_of_conv(after(region))) == (576 + 8, 576)
     assert gated(region) is None
 
 
@@ -43,19 +47,19 @@ def test_groups_and_strides(rng: np.random.Generator) -> None:
     block = Block()
     y = block.conv(block.norm("x", 4, rng), normal(rng, 8, 2, 2, 2), strides=2, groups=2)
     block.scale(y, np.ones((8, 1, 1)))
-    assert cost_of_nodes(block.nodes) == Cost(parameters=8 + 64 + 8, multiply_adds=4 * 4 + 64 + 8)
+    assert figures(cost_of_nodes(block.nodes)) == (8 + 64 + 8, 4 * 4 + 64 + 8)
 
 
 def test_a_scalar_works_on_every_channel(rng: np.random.Generator) -> None:
     block = Block()
     block.scale(block.conv("x", normal(rng, 8, 4, 1, 1)), 2.0)
-    assert cost_of_nodes(block.nodes) == Cost(parameters=33, multiply_adds=40)
+    assert figures(cost_of_nodes(block.nodes)) == (33, 40)
     block = Block((1, 6, 5, 5))
     block.add(block.scale("x", 2.0), "x")
-    assert cost_of_nodes(block.nodes) == Cost(parameters=1, multiply_adds=6)
+    assert figures(cost_of_nodes(block.nodes)) == (1, 6)
     block = Block()
     block.scale("x", np.ones((3, 1, 1)))
-    assert cost_of_nodes(block.nodes) == Cost(parameters=3, multiply_adds=3)
+    assert figures(cost_of_nodes(block.nodes)) == (3, 3)
 
 
 def test_a_tensor_that_is_stored_once_counts_once(rng: np.random.Generator) -> None:
@@ -65,11 +69,11 @@ def test_a_tensor_that_is_stored_once_counts_once(rng: np.random.Generator) -> N
     again = block.node("conv", ["x"], **twin.attrs)
     block.nodes[-1].consts["weight"] = twin.consts["weight"]  # type: ignore[index]
     block.add(y, again)
-    assert cost_of_nodes(block.nodes) == Cost(parameters=16, multiply_adds=32)
+    assert figures(cost_of_nodes(block.nodes)) == (16, 32)
 
 
 def test_no_nodes() -> None:
-    assert cost_of_nodes(()) == Cost(parameters=0, multiply_adds=0)
+    assert figures(cost_of_nodes(())) == (0, 0)
 
 
 def test_a_cross_without_its_square_is_dear(rng: np.random.Generator) -> None:
@@ -105,7 +109,7 @@ def test_the_bias_that_a_fold_needs_is_no_growth(rng: np.random.Generator) -> No
 
 
 def test_each_figure_closes_the_gate() -> None:
-    before = Cost(parameters=10, multiply_adds=10)
+    before = Cost(10, 10)
     assert gate(before, Cost(10, 10), at="n") is None
     for dear in (Cost(11, 10), Cost(10, 11)):
         refusal = gate(before, dear, at="n")
@@ -113,3 +117,26 @@ def test_each_figure_closes_the_gate() -> None:
         assert (refusal.code, refusal.node) == (Reason.COST, "n")
     assert gate(before, Cost(13, 10), at="n", bias=3) is None
     assert gate(before, Cost(14, 10), at="n", bias=3) is not None
+
+
+def test_bytes_hold_the_running_statistics_too(rng: np.random.Generator) -> None:
+    block = Block()
+    block.norm(block.conv("x", normal(rng, 8, 4, 3, 3)), 8, rng)
+    cost = cost_of_nodes(block.nodes)
+    assert (cost.parameters, cost.bytes) == (288 + 16, 4 * (288 + 4 * 8))
+
+
+def test_known_sizes_give_figures_per_image(rng: np.random.Generator) -> None:
+    """A valid 3x3 on 8x8 gives 6x6 positions; the norm before it works on all 64 pixels of its 4 channels."""
+    block = Block()
+    y = block.conv(block.norm("x", 4, rng), normal(rng, 8, 4, 3, 3))
+    shapes = {"x": (2, 4, 8, 8), block.nodes[0].output.name: (2, 4, 8, 8), y: (2, 8, 6, 6)}
+    cost = cost_of_nodes(block.nodes, shapes)
+    assert not cost.per_pixel
+    assert cost.multiply_adds == 4 * 64 + 288 * 36
+    assert cost_of_nodes(block.nodes, {"x": (2, 4, 8, 8)}).per_pixel
+
+
+def test_what_was_too_dear_keeps_its_figures() -> None:
+    refusal = gate(Cost(10, 10), Cost(11, 10), at="n")
+    assert refusal is not None and (refusal.before, refusal.after) == (Cost(10, 10), Cost(11, 10))

@@ -70,6 +70,18 @@ def test_a_disguised_block_becomes_the_same(name: str) -> None:
         assert_same(hidden, after)
 
 
+BETTER = {"difference": {"Conv": 1, "Relu": 1}}  # where no shipped pattern fits, and collapse folds all the same
+
+
+@pytest.mark.parametrize("patterns", [["collapse", "bypass"], ["all"]], ids=["collapse", "all"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_collapse_finds_every_block_by_itself(name: str, patterns: list[str]) -> None:
+    before = BLOCKS[name].build(0, 8)
+    result = api.apply(before, patterns, verify=False)
+    assert op_histogram(result.model) == BETTER.get(name, dict(BLOCKS[name].expected))
+    assert_same(before, result.model)
+
+
 @pytest.mark.parametrize("name", ["repvgg-identity", "post-norm", "beside-residual", "norm-conv"])
 def test_the_whole_comparison_agrees(name: str) -> None:
     """A child process each, so a few: the block is judged right by the product's own verification too."""

@@ -73,7 +73,7 @@ def test_firsts_are_what_can_stand_at_the_exit() -> None:
     assert not query("match y = x -> conv -> norm+ do fold to conv").program.sums
 
 
-@pytest.mark.parametrize("body", ["linear-region", "concat { a: conv b: conv }", "conv -> concat { a: bn b: bn }"])
+@pytest.mark.parametrize("body", ["concat { a: conv b: conv }", "conv -> concat { a: bn b: bn }"])
 def test_what_cannot_be_matched_yet_says_so(body: str) -> None:
     with pytest.raises(UsageError, match=r"cannot match .* yet"):
         query(f"match y = x -> {body} do fold to conv")

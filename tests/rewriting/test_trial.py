@@ -61,7 +61,7 @@ def test_a_weight_that_goes_wrong_shows(monkeypatch: pytest.MonkeyPatch, change:
 
 
 def test_a_fold_without_proof_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unproved(graph: engine.Graph, match: engine.Match, fresh: Fresh) -> object:
+    def unproved(graph: engine.Graph, match: engine.Match, fresh: Fresh, *sizes: object) -> object:
         done = act(graph, match, fresh)
         return replace(done, proof=None) if isinstance(done, Done) else done
 

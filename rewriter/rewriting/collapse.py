@@ -1,0 +1,380 @@
+"""Collapse: which parts of a linear region become one operator each, found without a pattern written for the block.
+
+The one idea: the values that every path of a field goes through are the only places to cut it, so the cheapest cutting
+is a shortest path along them (dynamic programming: fewest multiply-adds, then fewest nodes), where an edge is either a
+run of slots that composes exactly and passes the cost gate, or one slot left as it is. A sum that does not fold whole
+is taken apart: operands from one entry whose kernels go together fold, the others stay beside them.
+Invariant: what is planned here decides nothing about right and wrong: every match is folded, gated and proved like any
+other. Where a cut is made, a refusal says what going on would have cost or why it would not be exact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+
+from rewriter.algebra import cost
+from rewriter.algebra.affine import Affine
+from rewriter.algebra.conv import ConvForm, conv_of
+from rewriter.algebra.cost import NO_SHAPES, TooDear, Work
+from rewriter.algebra.interpret import dtype_of, maps
+from rewriter.errors import Reason, Refusal
+from rewriter.graph.measure import Shapes
+from rewriter.graph.view import Graph, Node, Value
+from rewriter.matching import linear
+from rewriter.matching.find import Match, Query
+from rewriter.matching.linear import Chain, Field
+from rewriter.matching.region import Region
+from rewriter.matching.sums import Flat, behind_entry, flatten, is_sum, title
+from rewriter.reporting.record import Cost
+
+FURTHEST = 24
+"""Slots that one fold may span in one round; longer regions fold over several."""
+
+WINDOW = 3
+"""Slots that are composed at first; twice as many each time as long as all of them compose."""
+
+ENTRIES = 3
+"""Entries under which the operands of a sum are tried, those that most operands share first."""
+
+KERNELS = frozenset({"conv", "conv_transpose", "linear"})
+"""A region without any of these stays: a bare scale and shift would become a depthwise conv."""
+
+
+def plan(
+    graph: Graph, query: Query, anchors: Iterable[int] | None = None, shapes: Shapes = NO_SHAPES
+) -> list[Match | Refusal]:
+    """The regions to fold, exits nearest to the outputs first, and why none of them is larger."""
+    planner = _Planner(graph, query, shapes)
+    for index in sorted(range(len(graph.nodes)) if anchors is None else anchors, reverse=True):
+        node = graph.nodes[index]
+        if index in planner.settled or not linear.is_affine(node):
+            continue
+        if len(node.outputs) == 1:
+            planner.at(node.output)
+        planner.settled.add(index)
+    return planner.found
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """A run of slots as one operator."""
+
+    form: ConvForm
+    before: Cost
+    after: Cost
+    nodes: int
+
+
+@dataclass(slots=True)
+class _Planner:
+    graph: Graph
+    query: Query
+    shapes: Shapes
+    settled: set[int] = field(default_factory=set[int])
+    found: list[Match | Refusal] = field(default_factory=list["Match | Refusal"])
+
+    def at(self, exit_: Value) -> None:
+        """Plan everything that only `exit_` needs; what stays as it is may be the exit of something else."""
+        whole = linear.grow(self.graph, exit_, self.settled)
+        if len(whole.nodes) < 2 or not _has_kernel(whole.nodes):
+            self.settled.update(node.index for node in whole.nodes)
+            return
+        chain = linear.chain_of(whole)
+        cut = _Cut(self, chain, cost.work_of(whole.nodes, self.shapes))
+        path = cut.shortest()
+        for start, stop in path:
+            self._carry_out(cut, start, stop)
+        stay = [(start, stop) for start, stop in path if (start, stop) not in cut.folds]
+        neighbours = [(first, last) for (first, _), (_, last) in pairwise(path)]
+        notes = (cut.why_not(first, last) for first, last in (*stay, *neighbours))
+        self.found += dict.fromkeys(note for note in notes if note is not None)
+
+    def _carry_out(self, cut: _Cut, start: int, stop: int) -> None:
+        entry, exit_ = cut.chain.values[start], cut.chain.values[stop]
+        assert exit_ is not None and exit_.producer is not None
+        if (start, stop) in cut.folds:
+            assert entry is not None
+            self._match(Region(entry, exit_, cut.nodes(start, stop)))
+        elif not is_sum(self.graph.nodes[exit_.producer]) or not self._sum(exit_, cut.work):
+            self.settled.add(exit_.producer)
+
+    def _match(self, region: Region) -> None:
+        self.settled.update(node.index for node in region.nodes)
+        self.found.append(Match(self.query, region, {}, Counter(n.op for n in region.nodes), _words(region)))
+
+    def _sum(self, root: Value, work: Work) -> bool:
+        """Fold the operands of a sum that go together and leave the others; True where some do."""
+        flat = flatten(self.graph, root)
+        behind = linear.grow(self.graph, root, self.settled)
+        group = _Group(self, flat, behind, work)
+        region = group.region() if {n.index for n in flat.nodes} <= behind.indices else None
+        if region is None:
+            self.settled.update(node.index for node in flat.nodes)
+            return False
+        self._match(region)
+        return True
+
+    def accepts(self, before: Cost, after: Cost, bias: int, at: str) -> TooDear | None:
+        return cost.gate(before, after, at=at, bias=bias) if self.query.cost_gate else None
+
+    def worth(self, spent: Cost, nodes: int) -> tuple[float, float]:
+        """What a cutting is judged by, the less the better."""
+        return (spent.multiply_adds, nodes) if self.query.cost_gate else (nodes, spent.multiply_adds)
+
+
+def _has_kernel(nodes: Iterable[Node]) -> bool:
+    return any(node.op in KERNELS for node in nodes)
+
+
+def _words(region: Region) -> str:
+    counts = Counter("sum" if is_sum(node) else node.op for node in region.nodes)
+    return f"linear region of {', '.join(f'{count} {op}' for op, count in sorted(counts.items()))}"
+
+
+# --- cutting a chain -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Cut:
+    """A chain with every fold that its slots allow. `stops` says per start where composing ended, and why."""
+
+    planner: _Planner
+    chain: Chain
+    work: Work
+    folds: dict[tuple[int, int], _Fold] = field(default_factory=dict[tuple[int, int], _Fold])
+    dear: dict[tuple[int, int], TooDear] = field(default_factory=dict[tuple[int, int], TooDear])
+    stops: dict[int, tuple[int, Refusal]] = field(default_factory=dict[int, tuple[int, Refusal]])
+
+    def nodes(self, start: int, stop: int) -> tuple[Node, ...]:
+        return tuple(sorted((n for slot in self.chain.slots[start:stop] for n in slot), key=lambda n: n.index))
+
+    def shortest(self) -> list[tuple[int, int]]:
+        """The slots in runs, from the entry on: each a fold of its own or a single slot that stays."""
+        count = len(self.chain.slots)
+        best: list[tuple[float, float]] = [(0.0, 0.0), *[(inf, inf)] * count]
+        back = [0] * (count + 1)
+        for start in range(count):
+            slot = self.chain.slots[start]
+            stays = self.planner.worth(cost.cost_of_part(slot, self.work), len(slot))
+            ways = [(start + 1, stays)]
+            ways += ((stop, self.planner.worth(fold.after, 1)) for stop, fold in self._from(start))
+            for stop, way in ways:
+                if (through := _plus(best[start], way)) < best[stop]:
+                    best[stop], back[stop] = through, start
+        path: list[tuple[int, int]] = []
+        stop = count
+        while stop:
+            path.append((back[stop], stop))
+            stop = back[stop]
+        return path[::-1]
+
+    def _from(self, start: int) -> Iterator[tuple[int, _Fold]]:
+        """Every fold that starts at a cut."""
+        for stop, affine in self._composed(start):
+            nodes = self.nodes(start, stop)
+            if len(nodes) < 2 or not _has_kernel(nodes):
+                continue
+            found = self._fold(affine, start, stop, nodes)
+            if isinstance(found, _Fold):
+                self.folds[start, stop] = found
+                yield stop, found
+            elif isinstance(found, TooDear):
+                self.dear[start, stop] = found
+
+    def _composed(self, start: int) -> Iterator[tuple[int, Affine]]:
+        """The map to each later cut, as far as composing is exact."""
+        entry, count = self.chain.values[start], len(self.chain.slots)
+        if entry is None:
+            return
+        stop, window = start, min(WINDOW, count - start)
+        while stop < min(count, start + FURTHEST):
+            last = min(count, start + window)
+            exit_ = self.chain.values[last]
+            assert exit_ is not None
+            found = maps(Region(entry, exit_, self.nodes(start, last)))
+            while stop < last:
+                stop += 1
+                value = self.chain.values[stop]
+                affine = found.get(value.name) if value is not None else None
+                if affine is None or isinstance(affine, Refusal):
+                    if affine is not None:
+                        self.stops[start] = stop, affine
+                    return
+                yield stop, affine
+            window *= 2
+
+    def _fold(self, affine: Affine, start: int, stop: int, nodes: Sequence[Node]) -> _Fold | Refusal:
+        entry, exit_ = self.chain.values[start], self.chain.values[stop]
+        assert entry is not None and exit_ is not None
+        region = Region(entry, exit_, tuple(nodes))
+        form = _form(affine, region)
+        if isinstance(form, Refusal):
+            return form
+        before = cost.cost_of_part(nodes, self.work)
+        after = cost.cost_of_conv(form, self.work, exit_)
+        bias = 0 if form.bias is None else form.bias.size
+        dear = self.planner.accepts(before, after, bias, region.name)
+        return dear if dear is not None else _Fold(form, before, after, len(nodes))
+
+    def why_not(self, first: int, last: int) -> Refusal | None:
+        """Why slots are not one operator: the figures, or where it would not have been exact."""
+        dear = self.dear.get((first, last))
+        if dear is not None:
+            return dear
+        exit_ = self.chain.values[last]
+        name = "" if exit_ is None else title(self.planner.graph, exit_)
+        fold = self.folds.get((first, last))
+        if fold is not None:
+            apart = cost.cost_of_part(self.nodes(first, last), self.work)
+            words = cost.in_words(apart, fold.after)
+            return TooDear(Reason.COST, name, f"in one it would cost more than apart: {words}", apart, fold.after)
+        stop = self.stops.get(first)
+        if stop is None or stop[0] > last or stop[1].code is Reason.OP:
+            return None
+        return stop[1]
+
+
+def _plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _form(affine: Affine, region: Region) -> ConvForm | Refusal:
+    dtype = dtype_of(region)
+    return dtype if isinstance(dtype, Refusal) else conv_of(affine, dtype, at=region.name)
+
+
+# --- taking a sum apart ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An operand as a map of the entry; `apart` is what it would cost by itself, at best."""
+
+    index: int
+    affine: Affine
+    form: ConvForm
+    apart: int
+
+
+@dataclass(slots=True)
+class _Group:
+    """The operands of one sum, and the largest set of them that is worth folding."""
+
+    planner: _Planner
+    flat: Flat
+    behind: Field
+    work: Work
+
+    def region(self) -> Region | None:
+        for entry, operands in self._entries():
+            parts = self._parts(entry, operands)
+            for chosen in self._clusters(parts):
+                region = self._region_of(entry, [part.index for part in chosen])
+                if region is None:
+                    region = self._behind(entry, {part.index for part in chosen})
+                if region is not None and 1 + len(region.rest) < len(region.nodes):
+                    return region
+        return None
+
+    def _behind(self, entry: Value, chosen: Set[int]) -> Region | None:
+        """The same below the addition of an entry that stays, because it broadcasts."""
+        graph = self.planner.graph
+        rest = tuple((o.sign, o.value) for i, o in enumerate(self.flat.operands) if i not in chosen)
+        below = behind_entry(graph, self.flat.root, entry, rest)
+        if below is None:
+            return None
+        behind = linear.grow(graph, below, self.planner.settled)
+        return _Group(self.planner, flatten(graph, below), behind, self.work).region()
+
+    def _entries(self) -> Iterator[tuple[Value, list[int]]]:
+        """Values that two operands and more come from and go through, those of most operands first."""
+        named = {v.name: v for node in self.behind.nodes for v in (*node.data, *node.outputs)}
+        nearest = linear.dominators(self.behind)
+        under: dict[str, list[int]] = {}
+        for index, operand in enumerate(self.flat.operands):
+            for name in linear.path_above(nearest, operand.value.name)[:FURTHEST]:
+                under.setdefault(name, []).append(index)
+        shared = [name for name, operands in under.items() if len(operands) > 1 and name in named]
+
+        def rank(name: str) -> tuple[int, int]:
+            producer = named[name].producer
+            return -len(under[name]), -1 if producer is None else -producer
+
+        for name in sorted(shared, key=rank)[:ENTRIES]:
+            yield named[name], under[name]
+
+    def _parts(self, entry: Value, operands: Sequence[int]) -> list[_Part]:
+        """The operands as maps of the entry; one that is none stays, and the refusal says why."""
+        region = self._region_of(entry, operands)
+        if region is None:
+            return []
+        found = maps(region)
+        inside = {self.flat.operands[i].value.name: i for i in operands}
+        parts: list[_Part] = []
+        for name, index in inside.items():
+            affine = found.get(name)
+            form = affine if affine is None or isinstance(affine, Refusal) else _form(affine, region)
+            if isinstance(form, Refusal) and form.code is not Reason.OP:
+                self.planner.found.append(form)
+            if form is None or isinstance(form, Refusal) or not isinstance(affine, Affine):
+                continue
+            own = linear.between(self.behind, entry, [self.flat.operands[index].value])
+            before = int(sum(self.work.by_node.get(i, 0) for i in own) / self.work.positions.get(region.exit.name, 1))
+            signed = affine if self.flat.operands[index].sign > 0 else affine.negated()
+            parts.append(_Part(index, signed, form, min(form.kernel.size, before)))
+        return parts
+
+    def _clusters(self, parts: Sequence[_Part]) -> Iterator[list[_Part]]:
+        """Sets of operands that cost no more together than apart, around each kind of kernel, the largest first."""
+        kinds: dict[tuple[object, ...], list[_Part]] = {}
+        for part in sorted(parts, key=lambda part: -part.form.kernel.size):
+            form = part.form
+            kinds.setdefault((form.kernel.shape, form.pads, form.dilations, form.groups), []).append(part)
+        for base, own in kinds.items():
+            if _is_bare(own[0].form):
+                continue
+            chosen, total = [own[0]], own[0].affine
+            others = [*own[1:], *(part for kind, found in kinds.items() if kind != base for part in found)]
+            for part in others:
+                joined = self._joined(total, chosen[0], part)
+                if joined is not None:
+                    chosen.append(part)
+                    total = joined
+            if len(chosen) > 1:
+                yield chosen
+
+    def _joined(self, total: Affine, first: _Part, part: _Part) -> Affine | None:
+        region = Region(self.behind.exit, self.flat.root, self.behind.nodes)
+        joined = total.plus(part.affine, at=region.name)
+        if isinstance(joined, Refusal):
+            return None
+        alone, form = conv_of(total, first.form.dtype), conv_of(joined, first.form.dtype)
+        if isinstance(form, Refusal) or isinstance(alone, Refusal):
+            return None
+        return (
+            joined if not self.planner.query.cost_gate or form.kernel.size <= alone.kernel.size + part.apart else None
+        )
+
+    def _region_of(self, entry: Value, operands: Sequence[int]) -> Region | None:
+        """The region of some operands; None where an operand that stays reads something inside, or the entry stays."""
+        chosen = set(operands)
+        rest = tuple((o.sign, o.value) for i, o in enumerate(self.flat.operands) if i not in chosen)
+        inside = linear.between(self.behind, entry, [self.flat.operands[i].value for i in operands])
+        inside |= {node.index: node for node in self.flat.nodes}
+        if any(value is entry or value.producer in inside for _, value in rest):
+            return None
+        root = self.flat.root
+        for node in inside.values():
+            for value in node.outputs:
+                if value is not root and not all(reader in inside for reader in value.readers):
+                    return None
+        return Region(entry, root, tuple(inside[i] for i in sorted(inside)), rest)
+
+
+def _is_bare(form: ConvForm) -> bool:
+    """One number per channel: what a norm or an identity is."""
+    return form.kernel.size == len(form.kernel) == form.groups
