@@ -471,7 +471,7 @@ def _(s: Sketch) -> None:
 # --- sums ------------------------------------------------------------------------------------------------------------
 
 
-@hazard("a value added to itself", {"Conv": 1, "Add": 1})
+@hazard("a value added to itself", ONE)
 def _(s: Sketch) -> None:
     y = s.cbn(s.input())
     s.output(s.op("Add", y, y))
@@ -482,22 +482,22 @@ def _(s: Sketch) -> None:
     s.output(s.add(s.rep(s.input()), s.x, s.x))
 
 
-@hazard("the difference of two branches", {"Conv": 2, "Sub": 1})
+@hazard("the difference of two branches", ONE)
 def _(s: Sketch) -> None:
     s.output(s.op("Sub", s.cbn(s.input()), s.cbn(s.x, kernel=1)))
 
 
-@hazard("a branch less the entry", {"Conv": 1, "Sub": 1})
+@hazard("a branch less the entry", ONE)
 def _(s: Sketch) -> None:
     s.output(s.op("Sub", s.rep(s.input()), s.x))
 
 
-@hazard("the entry less a sum: both branches are under a minus", {"Conv": 2, "Add": 1, "Sub": 1})
+@hazard("the entry less a sum: both branches are under a minus", ONE)
 def _(s: Sketch) -> None:
     s.output(s.op("Sub", s.input(), s.rep(s.x)))
 
 
-@hazard("a branch less a sum", {"Conv": 3, "Add": 1, "Sub": 1})
+@hazard("a branch less a sum", ONE)
 def _(s: Sketch) -> None:
     s.output(s.op("Sub", s.cbn(s.input(), kernel=5), s.rep(s.x)))
 
