@@ -16,6 +16,7 @@ from enum import Enum
 
 from rewriter.checking.record import Verification
 from rewriter.errors import InputError
+from rewriter.reporting.checkpoint import CheckpointInspection
 from rewriter.reporting.record import SCHEMA_VERSION, Inspection, Report
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -64,7 +65,12 @@ def schema(record: type = Report) -> dict[str, Json]:
     }
 
 
-SCHEMAS: Mapping[str, type] = {"report": Report, "inspection": Inspection, "verification": Verification}
+SCHEMAS: Mapping[str, type] = {
+    "report": Report,
+    "inspection": Inspection,
+    "checkpoint": CheckpointInspection,
+    "verification": Verification,
+}
 
 
 def _hints(record: type) -> dict[str, object]:

@@ -52,6 +52,8 @@ MODELS: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
 @pytest.mark.parametrize("command", ["apply", "inspect", "verify"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_file_that_is_no_model(kind: str, command: str, net: Path, folder: Path, run: Run) -> None:
+    if command == "inspect" and kind == "torch archive":
+        return  # which it can list
     make, said = MODELS[kind]
     make(folder / "bad.onnx", net.read_bytes())
     before = listing(folder)
