@@ -142,9 +142,15 @@ def _children(value: Symbol) -> Iterator[tuple[str, Symbol]]:
     if is_module(value):
         for kind in ("_parameters", "_buffers", "_modules"):
             group = pairs_of(value.state.get(kind))
-            yield from _children(group) if group is not None else ()
+            passing = _texts(value.state.get("_non_persistent_buffers_set") if kind == "_buffers" else None)
+            yield from ((k, v) for k, v in (_children(group) if group is not None else ()) if k not in passing)
     elif (pairs := pairs_of(value)) is not None:
         yield from ((key, part) for key, part in pairs.items if isinstance(key, str))
+
+
+def _texts(value: Symbol) -> frozenset[str]:
+    """The texts in a set, however it was pickled."""
+    return frozenset(part for part in each(value) if isinstance(part, str))
 
 
 def check_extents(found: Sequence[Tensor], held: Mapping[str, int], what: str) -> None:

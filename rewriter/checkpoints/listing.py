@@ -143,8 +143,8 @@ def _notes(
     if file.code:
         listed = ", ".join(file.code[:_MOST_NAMES]) + (", …" if len(file.code) > _MOST_NAMES else "")
         yield (
-            f"loading it runs code of others ({listed}): `trace` refuses it without --trust --code DIR; "
-            "listing it here ran nothing"
+            f"loading it whole would run code of others ({listed}): without --trust --code DIR, `trace` reads its "
+            "tensors as data and imports nothing; listing it here ran nothing"
         )
     training = [entry for entry in entries if entry.kind in ("optimizer state", "training state")]
     if training:

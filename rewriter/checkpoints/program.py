@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from rewriter.checkpoints.archive import Archive, examine
@@ -74,9 +75,24 @@ def load(source: Source, *, trust: bool = False) -> ExportedProgram:
 
         if problem is None:
             archive = examine(source.data, str(source.path))
-            if _SAMPLE in archive.members:  # a pickle that fails here would be loaded again without safety
-                torch.load(io.BytesIO(bytes(archive.read(_SAMPLE))), weights_only=True)
+            if sample := _sample(archive):  # a pickle that fails here would be loaded again without safety
+                torch.load(io.BytesIO(sample), weights_only=True)
         return torch.export.load(io.BytesIO(source.data))
+
+
+def save(made: ExportedProgram, path: Path, *, force: bool = False) -> None:
+    """Write a program as a .pt2 file, whole or not at all."""
+    import io
+
+    from rewriter.checkpoints.lazytorch import quiet
+    from rewriter.checkpoints.publishing import publish
+
+    with quiet(f"{shown(path)} cannot be written as a torch.export archive"):
+        import torch
+
+        whole = io.BytesIO()
+        torch.export.save(made, whole)
+    publish({path: [whole.getbuffer()]}, force=force)
 
 
 def problem_of(source: Source) -> str | None:
@@ -104,9 +120,14 @@ def validate(archive: Archive, source: Source) -> None:
     for folder, config in _CONFIGS.items():
         if folder + config in archive.members:
             _check_payload(archive, folder, _json(archive, folder + config))
-    if _SAMPLE in archive.members:
-        _check_sample(Source(source.path, bytes(archive.read(_SAMPLE)), Kind.TORCH))
+    if sample := _sample(archive):
+        _check_sample(Source(source.path, sample, Kind.TORCH))
     _check_program(_json(archive, "models/model.json"))
+
+
+def _sample(archive: Archive) -> bytes:
+    """The pickled example inputs; nothing where the program was saved without."""
+    return bytes(archive.read(_SAMPLE)) if _SAMPLE in archive.members else b""
 
 
 def _json(archive: Archive, name: str) -> dict[str, Any]:

@@ -6,18 +6,22 @@ comparison passed, could not tell, or was declined by the user, and in the last 
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rewriter.commandline import console, files, options
-from rewriter.errors import VerificationError
+from rewriter.commandline import console, files, options, tracing
+from rewriter.errors import UsageError, VerificationError
 from rewriter.reporting import summary
 
 if TYPE_CHECKING:
     from rewriter.api import Result
+    from rewriter.checkpoints.requests import TraceRequest
+    from rewriter.graph.files import LoadedModel
     from rewriter.reporting.record import Report
 
 EPILOG = """\b
@@ -28,6 +32,8 @@ Examples:
       also removes training-only outputs, found by votes that are shown
   fxrewrite apply net.onnx --patterns aux-prune --keep output0 --rename output0=boxes
   fxrewrite apply net.onnx --patterns repconv,./my.fxp --report diff.md
+  fxrewrite apply last.pt --model models.net:build --input images=1x3x640x640 --patterns deploy
+      a checkpoint: traced (see fxrewrite trace --help), then rewritten
   fxrewrite apply net.onnx --check
       exit 1 if something would change; no model is written
 
@@ -61,6 +67,7 @@ class Request:
     max_rounds: int
     force: bool
     as_json: bool
+    trace: TraceRequest
 
 
 @click.command(epilog=EPILOG, short_help="Rewrite a model by patterns and write the result.")
@@ -73,7 +80,10 @@ class Request:
     help="Names, presets (all, deploy) or files of patterns; `all` if not given. Their order does not matter.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where to write; MODEL.rewritten.onnx if not given."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="MODEL.rewritten.onnx if not given; .safetensors for weights.",
 )
 @click.option(
     "--keep", multiple=True, metavar="NAME[,NAME]|all", help="Outputs that are wanted; nothing is guessed then."
@@ -96,49 +106,93 @@ class Request:
 )
 @click.option("--force", is_flag=True, help="Replace files that exist. An input is never replaced.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, alone on stdout.")
+@tracing.options
 @options.debug
 def apply(**words: object) -> int:
     """Rewrite MODEL by patterns, prove every rewrite, compare the models, and write the result.
 
     MODEL is an ONNX file, which stays as it is. What no rewrite touches is the same, byte for byte, in the output.
+    A checkpoint (.pt, .safetensors, .pt2) is traced first: --model, --arg, --key, --input and the options below them.
     """
-    return run(Request(**words))  # pyright: ignore[reportArgumentType]  # click has checked types by the options above
+    request = tracing.taken(words)
+    return run(Request(**words, trace=request))  # pyright: ignore[reportArgumentType]  # click has checked types by the options above
 
 
 def run(request: Request) -> int:
     """One call of the API between the checks before it and the report after it."""
     from rewriter.checking import engine_status
+    from rewriter.checkpoints.bytesource import is_checkpoint
 
     model = files.model_file(request.model)
     files.arrays_file(request.inputs)
+    traced = is_checkpoint(model)
+    if request.trace.model is not None and not traced:
+        raise UsageError(f"--model: {model} is no checkpoint; --model builds what the weights of one are laid in")
     output = request.output or files.default_output(model)
+    if output.suffix.lower() in (".pt", ".pth", ".ckpt"):
+        raise UsageError(f"-o: {output}: a result is written as .onnx, .pt2 or .safetensors")
     taken = [model] + ([request.inputs] if request.inputs else [])
     if not request.check:
-        files.check_target(output, force=request.force, inputs=taken, option="-o")
+        for target in files.outputs(output):
+            files.check_target(target, force=request.force, inputs=taken, option="-o")
     files.check_reports(request.reports, force=request.force, taken=[*taken, output])
     missing = None if request.no_verify else engine_status()
     if missing:
         raise VerificationError(missing)
-    with console.Progress() as progress:
-        result = _apply(request, model, progress)
-        report = replace(result.report, output=None if request.check else str(output))
+    with console.Progress() as progress, _opened(request, model, traced, progress) as given:
+        result = _apply(request, given, progress)
+        report = replace(result.report, model=str(model), output=None if request.check else str(output))
         refused = _refused(report, request.no_verify)
         if refused is None:
             with files.staged(report, request.reports, force=request.force):
                 if not request.check:
                     progress(f"writing {output}", None)
-                    result.save(output, force=request.force)
+                    _save(result, given, output, force=request.force)
     if refused is not None:
         _show(replace(report, output=None), as_json=request.as_json)
         raise VerificationError(refused)
     try:
         _show(report, as_json=request.as_json)
     finally:  # the model is written, even where stdout cannot be
-        _conclude(report, check=request.check)
+        _conclude(report, check=request.check, traced=traced)
     return 1 if request.check and report.changed else 0
 
 
-def _apply(request: Request, model: Path, progress: console.Progress) -> Result:
+@contextmanager
+def _opened(request: Request, model: Path, traced: bool, progress: console.Progress) -> Generator[Path | LoadedModel]:
+    """What is rewritten: the file itself, or what a checkpoint becomes when it is traced and held against torch."""
+    if not traced:
+        yield model
+        return
+    from rewriter.checkpoints import agreement
+    from rewriter.checkpoints.tracing import prepare, to_onnx
+
+    prepared = prepare(model, request.trace, progress)
+    progress("exporting", None)
+    with to_onnx(prepared, request.trace) as loaded:
+        words = "the export was not held against torch (--no-verify)"
+        if not request.no_verify:
+            progress("comparing the export with torch", None)
+            found = agreement.compare(prepared, loaded)
+            if not found.passed:
+                raise VerificationError(f"the export: {found.words}\nNothing was written; --no-verify goes on anyway.")
+            words = f"the export: {found.words}"
+        for note in (*prepared.notes, words):
+            console.note(note)
+        yield loaded
+
+
+def _save(result: Result, given: Path | LoadedModel, output: Path, *, force: bool) -> None:
+    if output.suffix.lower() != ".safetensors":
+        result.save(output, force=force)
+        return
+    from rewriter.checkpoints import structure
+
+    folder = given.parent if isinstance(given, Path) else given.folder
+    structure.save(result.model, folder, output, result.report.folds, force=force)
+
+
+def _apply(request: Request, model: Path | LoadedModel, progress: console.Progress) -> Result:
     from rewriter import api
 
     return api.apply(
@@ -180,7 +234,7 @@ def _show(report: Report, *, as_json: bool) -> None:
     console.table(ReportText(report))
 
 
-def _conclude(report: Report, *, check: bool) -> None:
+def _conclude(report: Report, *, check: bool, traced: bool) -> None:
     """The last words, on stderr."""
     from rewriter.checking.record import Verdict
 
@@ -190,6 +244,8 @@ def _conclude(report: Report, *, check: bool) -> None:
         console.note(verdict)
     if check:
         console.note(f"--check: {'something' if report.changed else 'nothing'} would change; no model was written")
+    elif not report.changed and traced:
+        console.note(f"wrote {report.output}: nothing to rewrite, so it holds the traced model")
     elif not report.changed:
         console.note(f"wrote {report.output}: nothing to rewrite, so it holds the same bytes")
     else:

@@ -50,6 +50,11 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{stem}.rewritten.onnx")
 
 
+def outputs(path: Path) -> tuple[Path, ...]:
+    """Every file that is written for an output: weights alone have their structure beside them."""
+    return (path, path.with_suffix(".json")) if path.suffix.lower() == ".safetensors" else (path,)
+
+
 def check_target(path: Path, *, force: bool, inputs: Sequence[Path], option: str) -> None:
     """Raises OutputError where `path` is an input, exists without `force`, or lies where nothing can be written."""
     if any(_same(path, given) for given in inputs):

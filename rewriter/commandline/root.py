@@ -8,6 +8,7 @@ from rewriter.commandline.apply import apply
 from rewriter.commandline.completion import completion
 from rewriter.commandline.inspect import inspect
 from rewriter.commandline.patterns import patterns
+from rewriter.commandline.trace import trace
 from rewriter.commandline.verify import verify
 from rewriter.version import __version__
 
@@ -16,6 +17,7 @@ Examples:
   fxrewrite inspect yolov9-c.onnx                      where the parameters are
   fxrewrite apply yolov9-c.onnx --patterns deploy      the model to ship
   fxrewrite verify yolov9-c.onnx yolov9-c.rewritten.onnx
+  fxrewrite trace last.pt --model models.net:build --input 1x3x640x640 -o net.onnx
   fxrewrite patterns list
 
 \b
@@ -36,5 +38,5 @@ def root() -> None:
     """
 
 
-for command in (apply, inspect, verify, patterns, completion):
+for command in (apply, inspect, trace, verify, patterns, completion):
     root.add_command(command)

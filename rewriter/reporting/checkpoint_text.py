@@ -28,7 +28,7 @@ class CheckpointText:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.found
         yield Text(escape.name(found.model), style="bold")
-        trust = "may run code when it is loaded" if found.needs_trust else "loads without running anything"
+        trust = "loading it whole can run code" if found.needs_trust else "loads without running anything"
         style = "bold yellow" if found.needs_trust else "bold"
         yield indent(Text(f"{found.kind}, {figures.size(found.bytes)}; {trust}", style=style))
         yield heading("Entries")
