@@ -16,7 +16,7 @@ from typing import Any
 
 from rewriter.graph.view import Graph, Node, Value
 
-MOST_NODES = 512
+MOST_NODES = 4096
 """Of one field; what lies behind is a field of its own, and longer regions fold over several rounds."""
 
 AFFINE = frozenset(

@@ -105,7 +105,8 @@ def _rewrites(report: Report) -> Iterator[str]:
         yield f"- {code(group.pattern)} {group.count:,} ×, {became}{saved}"
         for example in group.examples:
             left = f" (stays: {', '.join(map(code, example.leftovers))})" if example.leftovers else ""
-            yield f"  - {code(example.exit)}: {markdown(example.summary)}{left}"
+            cost = summary.cost_line(example.before, example.after)
+            yield f"  - {code(example.exit)}: {markdown(example.summary)}{left}{f'; {cost}' if cost else ''}"
         yield from _more(group.count - len(group.examples))
     yield ""
 
@@ -119,6 +120,12 @@ def _refusals(report: Report) -> Iterator[str]:
     for group in groups:
         example = f"{code(group.node)}: {markdown(group.detail)}"
         yield f"- {code(group.pattern)}, {markdown(group.code)}, {group.count:,} ×, for example {example}"
+    dear = summary.too_dear(report)
+    if dear:
+        folds = figures.plural(len(dear), "exact fold")
+        yield f"- {folds} left alone for the cost; `--set cost=off` does them all the same"
+    for refusal in dear[: summary.EXAMPLES]:
+        yield f"  - {code(refusal.node)}: {summary.cost_line(refusal.before, refusal.after)}"
     for shadow in report.shadowed[: summary.EXAMPLES]:
         by = f"{code(shadow.by)} at {code(shadow.by_exit)}"
         yield f"- {code(shadow.pattern)} at {code(shadow.exit)}: covered by {by}"

@@ -9,10 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rewriter.checking.record import Verdict, Verification
 from rewriter.reporting import figures
-from rewriter.reporting.record import MatchRecord, OutputInfo, OutputsDecision, Proof, Report, SizeRecord, Totals
+from rewriter.reporting.record import (
+    Cost,
+    MatchRecord,
+    OutputInfo,
+    OutputsDecision,
+    Proof,
+    RefusalRecord,
+    Report,
+    SizeRecord,
+    Totals,
+)
+
+Number = TypeVar("Number", int, float)
 
 EXAMPLES = 3  # of every group; the JSON report holds them all
 
@@ -163,6 +176,29 @@ def _match_group(pattern: str, found: list[MatchRecord]) -> MatchGroup:
     nodes = sum(len(match.nodes) for match in found)
     made = sum(len(match.made) for match in found)
     return MatchGroup(pattern, len(found), nodes, made, saved, tuple(examples))
+
+
+def cost_line(before: Cost | None, after: Cost | None) -> str:
+    """What a fold costs before and after; "" where nothing is known."""
+    if before is None or after is None:
+        return ""
+    unit = "multiply-adds per output pixel" if before.per_pixel else "multiply-adds"
+    parts = [
+        _became(before.multiply_adds, after.multiply_adds, lambda n: f"{n:,.0f}", unit),
+        _became(before.parameters, after.parameters, figures.count, "parameters"),
+        _became(before.bytes, after.bytes, figures.size, ""),
+    ]
+    return ", ".join(parts)
+
+
+def _became(before: Number, after: Number, shown: Callable[[Number], str], what: str) -> str:
+    figures_ = shown(before) if before == after else f"{shown(before)} → {shown(after)}"
+    return f"{figures_} {what}".rstrip()
+
+
+def too_dear(report: Report) -> tuple[RefusalRecord, ...]:
+    """What would have been exact and was left alone for its cost."""
+    return tuple(refusal for refusal in report.refusals if refusal.before is not None)
 
 
 def refusal_groups(report: Report) -> tuple[RefusalGroup, ...]:

@@ -172,7 +172,9 @@ def _matches(report: Report) -> Iterator[RenderableType]:
 
 def _example(match: MatchRecord) -> Text:
     left = f" (stays: {', '.join(map(name, match.leftovers))})" if match.leftovers else ""
-    return Text.assemble(f"{name(match.exit)}: ", (escape.plain(match.summary) + left, "dim"))
+    cost = summary.cost_line(match.before, match.after)
+    said = escape.plain(match.summary) + left + (f"; {cost}" if cost else "")
+    return Text.assemble(f"{name(match.exit)}: ", (said, "dim"))
 
 
 def _refusals(report: Report) -> Iterator[RenderableType]:
@@ -188,6 +190,13 @@ def _refusals(report: Report) -> Iterator[RenderableType]:
         yield indent(rows)
         if hidden := sum(group.count for group in groups[_MOST_REFUSALS:]):
             yield indent(Text(f"… and {figures.count(hidden)} of other kinds, which --json lists", style="dim"))
+    dear = summary.too_dear(report)
+    if dear:
+        folds = figures.plural(len(dear), "exact fold")
+        yield indent(Text(f"{folds} left alone for the cost; --set cost=off does them all the same"))
+    for refusal in dear[: summary.EXAMPLES]:
+        line = Text.assemble(f"{name(refusal.node)}: ", (summary.cost_line(refusal.before, refusal.after), "dim"))
+        yield Padding(line, (0, 0, 0, 4))
     for shadow in report.shadowed[: summary.EXAMPLES]:
         by = f"covered by {name(shadow.by)} at {name(shadow.by_exit)}"
         yield indent(Text(f"{name(shadow.pattern)} at {name(shadow.exit)}: {by}"))

@@ -47,8 +47,8 @@ MATCHES = tuple(
         summary="sum of dense (conv->bn), skip (bn)",
         made=("a_fused",),
         leftovers=("residual",) if number == 0 else (),
-        before=Cost(700, 63.0),
-        after=Cost(600, 54.0),
+        before=Cost(700, 63.0, bytes=3_200),
+        after=Cost(600, 54.0, bytes=2_400),
         proof=Proof(1e-15 * (number + 1), 1e-12, 6, (9, 7)),
     )
     for number in range(2)
@@ -80,6 +80,9 @@ REPORT = Report(
     refusals=(
         *(RefusalRecord("bypass", f"mul{number}", "value", "its value is 0.5") for number in range(1200)),
         RefusalRecord("repconv", "sum9", "escape", "it is read twice"),
+        RefusalRecord(
+            "repconv", "sum8", "cost", "too dear", Cost(52, 5.2e6, False, 208), Cost(144, 1.44e7, False, 576)
+        ),
     ),
     shadowed=(ShadowRecord("conv-bn", "n1", "repconv", "sum0"),),
     covered=2,

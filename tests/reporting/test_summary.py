@@ -45,6 +45,7 @@ def test_refusals_are_grouped_the_most_frequent_first() -> None:
     groups = summary.refusal_groups(REPORT)
     assert [(g.pattern, g.code, g.count, g.node) for g in groups] == [
         ("bypass", "value", 1200, "mul0"),
+        ("repconv", "cost", 1, "sum8"),
         ("repconv", "escape", 1, "sum9"),
     ]
 
@@ -83,3 +84,10 @@ def test_long_names_are_cut_in_the_middle() -> None:
 @pytest.mark.parametrize(("text", "span"), [("a", "`a`"), ("a`b", "``a`b``"), ("`a", "`` `a ``"), ("a|b", "`a\\|b`")])
 def test_code_spans(text: str, span: str) -> None:
     assert escape.code(text) == span
+
+
+def test_what_was_left_for_its_cost_shows_its_figures() -> None:
+    (dear,) = summary.too_dear(REPORT)
+    line = summary.cost_line(dear.before, dear.after)
+    assert line == "5,200,000 → 14,400,000 multiply-adds, 52 → 144 parameters, 208 B → 576 B"
+    assert summary.cost_line(None, dear.after) == ""
