@@ -30,7 +30,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,torch,test]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,torch,zoo,test]"
 	rm -f $(VENV)/installed-*
 	touch $@
 
