@@ -90,7 +90,13 @@ def gemm(of: Pass, node: Node) -> Sequence[Dims | None]:
     left, right = (of.dims_of(value) for value in of.operands(node)[:2])
     if left is None or right is None or len(left) != 2 or len(right) != 2:
         return ()
-    return ((left[1 if node.attrs.get("transA") else 0], right[0 if node.attrs.get("transB") else 1]),)
+    across, turned = of.attribute(node, "transA"), of.attribute(node, "transB")
+    return ((left[1 if across else 0], right[0 if turned else 1]),)
+
+
+def linear(of: Pass, node: Node) -> Sequence[Dims | None]:
+    """A Gemm where the node says that it has two axes, else a MatMul."""
+    return (gemm if node.attrs.get("rank") == 2 else matmul)(of, node)
 
 
 def concat(of: Pass, node: Node) -> Sequence[Dims | None]:
@@ -124,13 +130,13 @@ def split(of: Pass, node: Node) -> Sequence[Dims | None]:
     axis = _axis(node.attrs.get("axis", 0), len(shape))
     operands = of.operands(node)
     parts: Sequence[Size]
-    if "split" in node.attrs:
-        parts = [fixed(n) for n in node.attrs["split"]]
+    if "sizes" in node.attrs:
+        parts = [fixed(n) for n in node.attrs["sizes"]]
     elif len(operands) > 1 and operands[1] is not None:
         held = of.elements_of(operands[1])
         parts = [of.unknown() for _ in node.outputs] if held is None else held.items
     else:
-        parts = _parts(shape[axis], int(node.attrs.get("num_outputs", len(node.outputs))))
+        parts = _parts(shape[axis], int(of.attribute(node, "num_outputs") or len(node.outputs)))
     return [(*shape[:axis], each, *shape[axis + 1 :]) for each in parts]
 
 
@@ -220,7 +226,7 @@ def _without(shape: Dims, axes: Sequence[int], keepdims: bool) -> Dims:
 
 
 def gather(of: Pass, node: Node) -> Sequence[Dims | None]:
-    shape, places = of.dims_of(node.data[0]), of.dims_of(node.data[1])
+    shape, places = (of.dims_of(value) for value in of.operands(node)[:2])
     if shape is None or places is None:
         return ()
     axis = _axis(node.attrs.get("axis", 0), len(shape))
@@ -232,7 +238,7 @@ def gather_elements(of: Pass, node: Node) -> Sequence[Dims | None]:
 
 
 def expand(of: Pass, node: Node) -> Sequence[Dims | None]:
-    shape, wanted = of.dims_of(node.data[0]), of.elements_of(node.data[1])
+    shape, wanted = of.dims_of(node.data[0]), of.elements_of(of.operands(node)[1])
     if shape is None or wanted is None:
         return ()
     target = tuple([size if of.nonnegative(size) else of.unknown() for size in wanted.items])
@@ -347,7 +353,7 @@ RULES: Mapping[str, Rule] = {
     "globallppool": windows.global_pool,
     "resize": windows.resize,
     "matmul": matmul,
-    "linear": gemm,
+    "linear": linear,
     "concat": concat,
     "split": split,
     "transpose": transpose,

@@ -54,7 +54,7 @@ def _cast(of: Pass, node: Node) -> Elements | None:
 
 
 def _gather(of: Pass, node: Node) -> Elements | None:
-    held, places = of.elements_of(node.data[0]), node.data[1]
+    held, places = of.elements_of(node.data[0]), of.operands(node)[1]
     at, chosen = of.elements_of(places), of.ints_of(places)
     if held is None or at is None or chosen is None or held.scalar or node.attrs.get("axis", 0) not in (0, -1):
         return None
@@ -80,11 +80,11 @@ Lists: TypeAlias = "tuple[tuple[Size, ...] | None, ...]"
 
 
 def slice_lists(of: Pass, node: Node) -> Lists:
-    """Starts, ends, axes and steps of a Slice: inputs from opset 10, attributes before; None where not followed."""
+    """Starts, ends, axes and steps of a Slice, constant or followed; None where neither."""
     if "starts" in node.attrs:
         starts, ends = (tuple([fixed(n) for n in node.attrs[key]]) for key in ("starts", "ends"))
-        axes = node.attrs.get("axes", range(len(starts)))
-        return starts, ends, tuple([fixed(n) for n in axes]), tuple([fixed(1) for _ in starts])
+        axes, steps = node.attrs["axes"], node.attrs["steps"]
+        return starts, ends, tuple([fixed(n) for n in axes]), tuple([fixed(n) for n in steps])
     given = of.operands(node)[1:]
     held = [None if value is None else of.elements_of(value) for value in given]
     held += [None] * (4 - len(held))
@@ -218,8 +218,9 @@ def _neg(of: Pass, node: Node) -> Elements | None:
 
 
 def _where(of: Pass, node: Node) -> Elements | None:
-    condition, yes, no = (of.elements_of(value) for value in node.data)
-    chosen = of.ints_of(node.data[0])
+    operands = of.operands(node)
+    condition, yes, no = (of.elements_of(value) for value in operands)
+    chosen = of.ints_of(operands[0])
     if condition is None or yes is None or no is None or chosen is None:
         return None
     if not len(yes.items) == len(no.items) == len(chosen):

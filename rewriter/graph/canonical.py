@@ -14,7 +14,8 @@ import numpy as np
 from onnx import TensorProto
 
 from rewriter.errors import InputError
-from rewriter.graph.constants import FLOATS, integers
+from rewriter.graph import products, rearranging
+from rewriter.graph.constants import FLOATS
 from rewriter.graph.raw import (
     Attrs,
     Canonical,
@@ -27,7 +28,6 @@ from rewriter.graph.raw import (
     plain,
     present,
     whole_number,
-    whole_numbers,
 )
 from rewriter.graph.tensors import dtype_name
 from rewriter.graph.view import Constant, Value
@@ -214,25 +214,6 @@ def _swish(raw: Raw) -> Canonical:
     return Canonical("silu", first(raw), problem=None if alpha == 1 else f"its alpha is {alpha:g}, not 1")
 
 
-def _pad(raw: Raw) -> Canonical:
-    """`amount` is the largest pad on any side of any axis in absolute value; 0 does nothing whatever the mode."""
-    data = first(raw)
-    amounts = whole_numbers(raw, "pads" if raw.opset > 1 else "paddings") if raw.opset < 11 else integers(raw.const(1))
-    if amounts is None:
-        stored = raw.opset < 11 or raw.const(1) is not None
-        return plain(raw, "pad", "it has no list of pads" if stored else "its pads are known only at run time")
-    attrs = {"amount": max((abs(a) for a in amounts), default=0), "mode": raw.attrs.get("mode", "constant")}
-    return Canonical("pad", data, attrs=attrs)
-
-
-def _concat(raw: Raw) -> Canonical:
-    """`axis` had a default before opset 4."""
-    axis = whole_number(raw, "axis", 1) if raw.opset < 4 or "axis" in raw.attrs else None
-    if axis is None:
-        return plain(raw, problem="it has no axis")
-    return Canonical("concat", present(raw), attrs={"axis": axis})
-
-
 RULES: Mapping[str, Callable[[Raw], Canonical]] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -259,6 +240,18 @@ RULES: Mapping[str, Callable[[Raw], Canonical]] = {
     "CastLike": _cast_like,
     "LeakyRelu": _leaky_relu,
     "Swish": _swish,
-    "Pad": _pad,
-    "Concat": _concat,
+    "Gemm": products.gemm,
+    "MatMul": products.matmul,
+    "Pad": rearranging.pad,
+    "Slice": rearranging.slice_,
+    "Split": rearranging.split,
+    "Concat": rearranging.concat,
+    "Reshape": rearranging.reshape,
+    "Expand": rearranging.expand,
+    "Transpose": rearranging.transpose,
+    "Squeeze": rearranging.axes,
+    "Unsqueeze": rearranging.axes,
+    "Gather": rearranging.gather,
+    "ScatterND": rearranging.scatter_nd,
+    "Where": rearranging.where,
 }

@@ -58,7 +58,7 @@ def _constants_of(graph: Graph, node: Node) -> list[Constant]:
         operands = [*node.consts.values(), *held]
         return [c for c in operands if _per_channel(c) or _bias_of_product(graph, node, c)]
     if node.op in PRODUCTS:
-        return held
+        return [*node.consts.values(), *held]
     if node.op == "gather":
         return [c for c in held[:1] if node.data[0].constant is c and len(c.shape) > 1]
     return [constant for role, constant in node.consts.items() if role in ROLES]
@@ -106,7 +106,7 @@ def _per_channel(operand: Constant) -> bool:
 
 def _bias_of_product(graph: Graph, node: Node, operand: Constant) -> bool:
     producer = graph.producer(node.data[0]) if node.data else None
-    return node.op == "shift" and len(operand.shape) == 1 and producer is not None and producer.op == "matmul"
+    return node.op == "shift" and len(operand.shape) == 1 and producer is not None and producer.op in PRODUCTS
 
 
 def multiply_adds(nodes: Iterable[Node], shapes: Shapes) -> int | None:

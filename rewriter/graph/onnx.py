@@ -41,14 +41,21 @@ KEEPS_TYPE = frozenset(
     """conv conv_transpose linear matmul bn scale shift add sub sum mul div neg identity dropout relu leaky_relu silu
     sigmoid tanh avg_pool max_pool globalaveragepool globalmaxpool pad concat slice split gather reshape flatten
     transpose squeeze unsqueeze expand resize softmax layer_norm reducemean reducesum gelu hardswish hardsigmoid clip
-    exp sqrt erf depthtospace spacetodepth""".split()  # noqa: SIM905
+    exp sqrt erf depthtospace spacetodepth scatter_nd where""".split()  # noqa: SIM905
 )
 # Of these only the first input; of the others any of them tells.
 FIRST_ONLY = frozenset(
     """bn slice gather reshape squeeze unsqueeze expand resize pad reducemean reducesum split dropout
-    layer_norm""".split()  # noqa: SIM905
+    layer_norm scatter_nd""".split()  # noqa: SIM905
 )
-ONE_TYPE = {"conv": "weight", "conv_transpose": "weight", "scale": "factor", "shift": "term", "bn": "scale"}
+ONE_TYPE = {
+    "conv": "weight",
+    "conv_transpose": "weight",
+    "linear": "weight",
+    "scale": "factor",
+    "shift": "term",
+    "bn": "scale",
+}
 SAME_FOR_ALL = frozenset({"split"})
 """Operators all of whose outputs have one type."""
 

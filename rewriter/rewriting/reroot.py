@@ -18,7 +18,7 @@ from rewriter.dims import Sizes, sizes
 from rewriter.dims.polynomials import Poly, shown
 from rewriter.dims.sizes import Size, total, united
 from rewriter.dims.tensors import part
-from rewriter.graph.view import Graph, Node, Value
+from rewriter.graph.view import Constant, Graph, Node, Value
 from rewriter.rewriting.edits import Reread
 
 SIZE_ONLY = frozenset({"shape", "size"})
@@ -219,20 +219,18 @@ def _picked(reader: Node, value: Value, count: int) -> set[int] | None:
     """The places that a Gather or a Slice with constant indices picks."""
     if not reader.data or reader.data[0] is not value:
         return None
-    lists = [_numbers(other) for other in reader.data[1:]]
-    if reader.op == "gather" and reader.attrs.get("axis", 0) in (0, -1) and len(lists) == 1 and lists[0] is not None:
-        chosen = lists[0]
-        return {place % count for place in chosen} if all(-count <= place < count for place in chosen) else None
-    if reader.op == "slice" and len(lists) in (2, 3) and lists[2:] in ([], [[0]]):  # a step is never 0, an axis is
-        starts, ends = lists[:2]
-        if starts is not None and ends is not None and len(starts) == len(ends) == 1:
-            return set(range(count)[starts[0] : ends[0]])
+    if reader.op == "gather" and reader.attrs.get("axis", 0) in (0, -1):
+        chosen = _numbers(reader.consts.get("indices"))
+        known = chosen is not None and all(-count <= place < count for place in chosen)
+        return {place % count for place in chosen or ()} if known else None
+    if reader.op == "slice" and reader.attrs.get("axes") in ((0,), (-1,)):
+        (start,), (end,), (step,) = (reader.attrs[key] for key in ("starts", "ends", "steps"))
+        return set(range(count)[start:end:step])
     return None
 
 
-def _numbers(value: Value) -> list[int] | None:
+def _numbers(constant: Constant | None) -> list[int] | None:
     """A short constant list of whole numbers."""
-    constant = value.constant
     if constant is None or constant.size > 64 or constant.dtype not in ("int64", "int32"):
         return None
     return [int(number) for number in constant.load().reshape(-1)]
