@@ -3,8 +3,13 @@
 The input is thought of as continued by zeros in every direction. Output position p then reads, per spatial axis, the
 input at `stride * p + offset + dilation * tap`, and an input of extent n gives ceil((n + growth) / stride) positions.
 
-Invariant: `kernel` is float64 and holds (out, in / groups, *window), `bias` is float64 and holds (out,). An identity or
-a norm is the depthwise 1x1 case (groups = channels), so nothing is made dense before a sum needs it.
+It is a map on the whole grid, of which the image is a box: `padded` shows more of it, and is exact only where the map
+gives, outside its box, what is padded with. So "conv after conv" is two steps, pad and an unpadded conv, and only the
+first can fail.
+
+Invariant: `kernel` is float64 and holds (out, longest run, *window), where `rows` says which inputs the run of each
+output is (0 behind shorter ones); `bias` is float64 and holds (out,). An identity or a norm has runs of one channel, so
+nothing is made dense before a sum or a composition needs it.
 
 Sources: convolution arithmetic after Dumoulin and Visin (arXiv:1603.07285); the sum of parallel kernels after RepVGG
 (arXiv:2101.03697) and ACNet (arXiv:1908.03930), aligned here by offset and not by centre.
@@ -17,16 +22,23 @@ from math import gcd, prod
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rewriter.algebra import border, composition
+from rewriter.algebra.composition import Extents, Lattice, constant_part, lattice
+from rewriter.algebra.rows import Array, Indices, Rows, add_rows
 from rewriter.errors import Reason, Refusal
 
-Array: TypeAlias = npt.NDArray[np.float64]
-Extents: TypeAlias = tuple[int, ...]
-"""One whole number per spatial axis."""
+Size: TypeAlias = "tuple[int | None, ...]"
+"""The spatial extents of an input, where they are known."""
+
+Pads: TypeAlias = "tuple[tuple[int, int], ...]"
 
 MOST_ELEMENTS = 1 << 27
 """A sum whose kernel grows past this (1 GiB) is not formed; windows far apart would make any size otherwise."""
+
+MOST_COMPOSED = 1 << 24
+"""A composition whose kernel grows past this, and past both kernels it is made of, is not formed: a depthwise and a
+pointwise kernel of a few thousand channels would make one of any size, which no cost gate lets through."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,13 +51,14 @@ class Affine:
     offset: Extents  # of the first tap; -pad for an ordinary conv
     dilation: Extents
     growth: Extents  # pad_begin + pad_end - dilation * (k - 1)
-    groups: int
+    rows: Rows
 
     @staticmethod
     def identity(channels: int, rank: int) -> Affine:
         """x itself, on `rank` spatial axes."""
         ones, zeros = (1,) * rank, (0,) * rank
-        return Affine(np.ones((channels, 1, *ones)), np.zeros(channels), ones, zeros, ones, zeros, channels)
+        rows = Rows.of_groups(channels, channels, channels)
+        return Affine(np.ones((channels, 1, *ones)), np.zeros(channels), ones, zeros, ones, zeros, rows)
 
     @staticmethod
     def conv(
@@ -53,7 +66,7 @@ class Affine:
         bias: Array | None = None,
         *,
         stride: Extents,
-        pads: tuple[tuple[int, int], ...],
+        pads: Pads,
         dilation: Extents,
         groups: int = 1,
     ) -> Affine:
@@ -66,7 +79,7 @@ class Affine:
             offset=tuple(-begin for begin, _ in pads),
             dilation=dilation,
             growth=tuple(begin + end - r for (begin, end), r in zip(pads, reach, strict=True)),
-            groups=groups,
+            rows=Rows.of_groups(len(kernel), kernel.shape[1] * groups, groups),
         )
 
     @property
@@ -75,7 +88,7 @@ class Affine:
 
     @property
     def inputs(self) -> int:
-        return self.kernel.shape[1] * self.groups
+        return self.rows.inputs
 
     @property
     def rank(self) -> int:
@@ -92,16 +105,24 @@ class Affine:
         return tuple((-o, g + o + r) for o, g, r in zip(self.offset, self.growth, reach, strict=True))
 
     @property
-    def per_channel(self) -> bool:
-        """True for y = s * x + t with one s and one t per channel: what norms and identities are."""
+    def groups(self) -> int:
+        """Of the conv with the most groups that can hold this map."""
+        return self.rows.groups
+
+    @property
+    def idle(self) -> bool:
+        """Whether it gives what it reads."""
         ones, zeros = (1,) * self.rank, (0,) * self.rank
+        own = np.arange(self.outputs)
         return (
-            self.groups == self.inputs == self.outputs
-            and (self.window, self.stride) == (ones, ones)
-            and (self.offset, self.growth) == (zeros, zeros)
+            self.kernel.shape == (self.inputs, 1, *ones)
+            and (self.stride, self.offset, self.growth) == (ones, zeros, zeros)
+            and np.array_equal(self.rows.first, own)
+            and bool((self.kernel == 1).all())
+            and not self.bias.any()
         )
 
-    def extent(self, size: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def extent(self, size: Size) -> Size:
         """The output's spatial extent for an input's; unknown axes stay unknown."""
         axes = zip(size, self.growth, self.stride, strict=True)
         return tuple(None if n is None else -(-(n + g) // s) for n, g, s in axes)
@@ -118,28 +139,74 @@ class Affine:
     def negated(self) -> Affine:
         return replace(self, kernel=-self.kernel, bias=-self.bias)
 
-    def then(self, outer: Affine, *, at: str) -> Affine | Refusal:
-        """The map "self, then outer", where self is per channel (s * x + t) and so moves into outer's kernel.
+    def take(self, channels: Indices) -> Affine:
+        """These output channels, in this order."""
+        rows = self.rows.take(channels)
+        return replace(self, kernel=self.kernel[channels, : rows.width], bias=self.bias[channels], rows=rows)
 
-        Outer sees zeros outside the image, not t: with padding this is exact only where t = 0.
+    def padded(self, pads: Pads, fill: Array | float, *, at: str, size: Size | None = None) -> Affine | Refusal:
+        """Its values continued by `fill` (or cut where pads are negative); `size` is the input's, where known.
+
+        Exact where the map itself gives `fill` there: its bias is that, and no tap reads the image any more.
         """
-        if not self.per_channel:
-            return Refusal(Reason.OP, at, "reads the result of another conv")
+        if wrong := self._shows(pads, fill, size):
+            edge = Affine.identity(self.outputs, self.rank)._reaching(pads)
+            return Refusal(Reason.EXACT, at, f"{wrong}{border.in_words(self, edge, fill, MOST_COMPOSED)}")
+        return self._reaching(pads)
+
+    def then(self, outer: Affine, *, at: str, size: Size | None = None) -> Affine | Refusal:
+        """The map "self, then outer"; outer pads with zeros, which has to be what self gives there."""
+        if self.rank != outer.rank:
+            return Refusal(Reason.SHAPE, at, f"reads {self.rank} spatial axes and its kernel has {outer.rank}")
         if self.outputs != outer.inputs:
             return Refusal(Reason.SHAPE, at, f"reads {self.outputs} channels and its kernel has {outer.inputs}")
-        factor, term = self.kernel.reshape(-1), self.bias
-        if term.any() and any(pad > 0 for ends in outer.pads for pad in ends):
-            return Refusal(Reason.EXACT, at, "pads with zeros what a constant was added to: they differ at the border")
-        if not term.any() and (factor == 1).all():
+        if self.idle:
             return outer
-        grouped = outer.kernel.reshape(outer.groups, -1, *outer.kernel.shape[1:])  # (group, out, in, *window)
-        along = (outer.groups, 1, -1, *(1,) * outer.rank)
-        taken = grouped.reshape(*grouped.shape[:3], -1).sum(axis=-1)  # what one output takes of each input in all
-        moved = np.matmul(taken, term.reshape(outer.groups, -1, 1)).reshape(-1)
-        kernel = (grouped * factor.reshape(along)).reshape(outer.kernel.shape)
-        return replace(outer, kernel=kernel, bias=outer.bias + moved)
+        if wrong := self._shows(outer.pads, 0.0, size):
+            return Refusal(Reason.EXACT, at, f"{wrong}{border.in_words(self, outer, 0.0, MOST_COMPOSED)}")
+        on = self.lattice_with(outer)
+        shape = (outer.outputs, outer.rows.behind(self.rows).width, *on.window)
+        if prod(shape) > max(MOST_COMPOSED, self.kernel.size + outer.kernel.size):
+            return Refusal(Reason.LIMIT, at, f"with what is before it, its kernel would have {prod(shape):,} elements")
+        kernel, rows = composition.composed(self.kernel, self.rows, outer.kernel, outer.rows, on)
+        return Affine(
+            kernel=kernel,
+            bias=outer.bias + constant_part(outer.kernel, outer.rows, self.bias),
+            stride=tuple(s * t for s, t in zip(self.stride, outer.stride, strict=True)),
+            offset=tuple(o + s * p for o, s, p in zip(self.offset, self.stride, outer.offset, strict=True)),
+            dilation=on.step,
+            growth=tuple(g + s * h for g, s, h in zip(self.growth, self.stride, outer.growth, strict=True)),
+            rows=rows,
+        )
 
-    def plus(self, other: Affine, *, at: str, size: tuple[int | None, ...] | None = None) -> Affine | Refusal:
+    def lattice_with(self, outer: Affine) -> Lattice:
+        """Where the taps of \"self, then outer\" lie."""
+        return lattice(self.stride, (self.dilation, self.window), (outer.dilation, outer.window))
+
+    def _reaching(self, pads: Pads) -> Affine:
+        """The same map on a box that is larger by `pads`."""
+        axes = list(zip(self.offset, self.growth, self.stride, pads, strict=True))
+        return replace(
+            self,
+            offset=tuple([o - s * begin for o, _, s, (begin, _) in axes]),
+            growth=tuple([g + s * (begin + end) for _, g, s, (begin, end) in axes]),
+        )
+
+    def _shows(self, pads: Pads, fill: Array | float, size: Size | None) -> str | None:
+        """What the map gives that is not `fill` where pads continue it, if anything; else None."""
+        if all(pad <= 0 for ends in pads for pad in ends):
+            return None
+        if (self.bias != fill).any():
+            return f"pads {_with(fill)} where the map before it gives its bias"
+        known = size or (None,) * self.rank
+        axes = zip(pads, self.stride, self._taps(), self.growth, known, strict=True)
+        for axis, ((begin, end), stride, (first, _, last), growth, n) in enumerate(axes):
+            behind = growth + first if n is None else -(-(n + growth) // stride) * stride + first - n
+            if (begin > 0 and last >= stride) or (end > 0 and behind < 0):
+                return f"pads {_with(fill)} where the map before it still reads the image (spatial axis {axis})"
+        return None
+
+    def plus(self, other: Affine, *, at: str, size: Size | None = None) -> Affine | Refusal:
         """The sum of two maps of one input, whose spatial extents are `size` where known.
 
         Windows are aligned by their offsets; the taps of both lie on the lattice of their common divisor, and the
@@ -148,9 +215,9 @@ class Affine:
         if difference := self._differs(other, size):
             return Refusal(Reason.SHAPE, at, difference)
         axes = [_common(a, b) for a, b in zip(self._taps(), other._taps(), strict=True)]
-        groups = gcd(self.groups, other.groups)
+        rows = self.rows.union(other.rows)
         window = tuple((last - first) // step + 1 for first, step, last in axes)
-        shape = (self.outputs, self.inputs // groups, *window)
+        shape = (self.outputs, rows.width, *window)
         if prod(shape) > max(MOST_ELEMENTS, self.kernel.size + other.kernel.size):
             return Refusal(Reason.LIMIT, at, f"the common kernel would have {prod(shape):,} elements")
         total = Affine(
@@ -160,14 +227,13 @@ class Affine:
             offset=tuple(first for first, _, _ in axes),
             dilation=tuple(step for _, step, _ in axes),
             growth=self.growth,
-            groups=groups,
+            rows=rows,
         )
         for part in (self, other):
-            blocks = total._blocks_of(part)
-            blocks += part.kernel.reshape(blocks.shape)
+            add_rows(total._where(part), part.rows.first - rows.first, part.kernel, part.rows.count)
         return total
 
-    def _differs(self, other: Affine, size: tuple[int | None, ...] | None) -> str | None:
+    def _differs(self, other: Affine, size: Size | None) -> str | None:
         """Why the results of two maps of one input cannot be added element by element, if so."""
         if self.rank != other.rank:
             return f"adds {self.rank} spatial axes to {other.rank}"
@@ -189,17 +255,13 @@ class Affine:
         axes = zip(self.offset, self.dilation, self.window, strict=True)
         return [(first, d if k > 1 else 0, first + d * (k - 1)) for first, d, k in axes]
 
-    def _blocks_of(self, part: Affine) -> Array:
-        """The view of this kernel where `part` has its taps and its groups have their blocks."""
-        finer = part.groups // self.groups
+    def _where(self, part: Affine) -> Array:
+        """The view of this kernel where `part` has its taps."""
         taps = tuple(
             slice((first - origin) // step, (last - origin) // step + 1, own // step or 1)
             for (first, own, last), origin, step in zip(part._taps(), self.offset, self.dilation, strict=True)
         )
-        per_group = self.kernel.reshape(
-            self.groups, finer, self.outputs // part.groups, finer, self.inputs // part.groups, *self.window
-        )
-        return np.einsum("gaoai...->gaoi...", per_group)[..., *taps]
+        return self.kernel[:, :, *taps]
 
 
 def _common(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -207,3 +269,7 @@ def _common(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int,
     (first_a, step_a, last_a), (first_b, step_b, last_b) = a, b
     step = gcd(step_a, step_b, first_a - first_b) or 1
     return min(first_a, first_b), step, max(last_a, last_b)
+
+
+def _with(fill: Array | float) -> str:
+    return f"with {float(fill):g}" if np.ndim(fill) == 0 else "with constants"

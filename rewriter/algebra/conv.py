@@ -7,13 +7,15 @@ finite and no output channel is lost to underflow. Rounding is to nearest, ties 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.algebra.affine import MOST_ELEMENTS, Affine, Array, Extents
+from rewriter.algebra.affine import MOST_ELEMENTS, Affine
+from rewriter.algebra.composition import Extents, blocks
+from rewriter.algebra.rows import Array
 from rewriter.errors import Reason, Refusal
 
 Stored: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -83,13 +85,14 @@ def conv_of(affine: Affine, dtype: str, *, at: str = "") -> ConvForm | Refusal:
     lost = _lost(padded, dtype, at)
     if lost is not None:
         return lost
+    groups = padded.groups
     return ConvForm(
-        kernel=padded.kernel,
+        kernel=blocks(padded.kernel, padded.rows, groups),
         bias=padded.bias if padded.bias.any() else None,
         strides=padded.stride,
         pads=padded.pads,
         dilations=padded.dilation,
-        groups=padded.groups,
+        groups=groups,
         dtype=dtype,
     )
 
@@ -125,14 +128,10 @@ def _with_pads(affine: Affine, at: str) -> Affine | Refusal:
     shape = (*affine.kernel.shape[:2], *window)
     if np.prod(shape, dtype=np.float64) > max(MOST_ELEMENTS, affine.kernel.size):
         return Refusal(Reason.LIMIT, at, f"its window would be {window}")
-    return Affine(
+    return replace(
+        affine,
         kernel=np.pad(affine.kernel, ((0, 0), (0, 0), *room)),
-        bias=affine.bias,
-        stride=affine.stride,
         offset=tuple(o - d * b for o, d, (b, _) in zip(affine.offset, affine.dilation, room, strict=True)),
-        dilation=affine.dilation,
-        growth=affine.growth,
-        groups=affine.groups,
     )
 
 

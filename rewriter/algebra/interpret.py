@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rewriter.algebra.affine import Affine
+from rewriter.algebra.affine import Affine, Size
 from rewriter.algebra.constants import FLOATS, name_of, normalisation, per_channel, tensor
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Node
@@ -27,8 +27,7 @@ class Term:
     open: bool = False
 
 
-Size: TypeAlias = "tuple[int | None, ...]"
-Rule: TypeAlias = "Callable[[Node, Affine], Affine | Refusal]"
+Rule: TypeAlias = "Callable[[Node, Affine, Size], Affine | Refusal]"
 
 
 def interpret(region: Region) -> Affine | Refusal:
@@ -150,7 +149,7 @@ def _apply(node: Node, terms: Mapping[str, Term], size: Size) -> Term | Refusal:
         return Refusal(Reason.OP, name, "a leftover of the sum goes through it")
     if term.map is None:
         return term
-    result = rule(node, term.map)
+    result = rule(node, term.map, size)
     return result if isinstance(result, Refusal) else Term(result, term.open)
 
 
@@ -177,7 +176,7 @@ def _sum(name: str, signs: tuple[int, ...], read: list[Term], size: Size) -> Ter
     return Term(total, open=any(term.open for term in read))
 
 
-def _conv(node: Node, inner: Affine) -> Affine | Refusal:
+def _conv(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
     kernel, name = tensor(node, "weight"), name_of(node)
     if isinstance(kernel, Refusal):
         return kernel
@@ -198,10 +197,10 @@ def _conv(node: Node, inner: Affine) -> Affine | Refusal:
         if bias.shape != (len(kernel),):
             return Refusal(Reason.SHAPE, name, f"its bias has shape {list(bias.shape)} where [{len(kernel)}] is needed")
     outer = Affine.conv(kernel, bias, stride=tuple(strides), pads=tuple(pads), dilation=tuple(dilations), groups=groups)
-    return inner.then(outer, at=name)
+    return inner.then(outer, at=name, size=size)
 
 
-def _bn(node: Node, inner: Affine) -> Affine | Refusal:
+def _bn(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
     norm = normalisation(node, inner.outputs)
     if isinstance(norm, Refusal):
         return norm
@@ -209,19 +208,53 @@ def _bn(node: Node, inner: Affine) -> Affine | Refusal:
     return inner.scaled(factor).shifted(term)
 
 
-def _scale(node: Node, inner: Affine) -> Affine | Refusal:
+def _scale(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
     factor = per_channel(node, "factor", inner.outputs, inner.rank)
     return factor if isinstance(factor, Refusal) else inner.scaled(factor)
 
 
-def _shift(node: Node, inner: Affine) -> Affine | Refusal:
+def _shift(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
     term = per_channel(node, "term", inner.outputs, inner.rank)
     if isinstance(term, Refusal):
         return term
     return (inner.negated() if node.attrs["sign"] < 0 else inner).shifted(term)
 
 
-RULES: Mapping[str, Rule] = {"conv": _conv, "bn": _bn, "scale": _scale, "shift": _shift}
+def _pad(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
+    pads, name = node.attrs["pads"], name_of(node)
+    if node.attrs["mode"] != "constant":
+        return Refusal(Reason.EXACT, name, f"what it pads with ({node.attrs['mode']}) is no part of an affine map")
+    if len(pads) != inner.rank + 2:
+        return Refusal(Reason.SHAPE, name, f"pads {len(pads)} axes of a value with {inner.rank + 2}")
+    if any(pad for ends in pads[:2] for pad in ends):
+        return Refusal(Reason.OP, name, "pads images or channels, not borders")
+    return inner.padded(pads[2:], float(node.attrs["value"]), at=name, size=size)
+
+
+def _avg_pool(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
+    """A depthwise conv with equal weights, where every window counts as many elements."""
+    window, strides, pads, dilations = (node.attrs[key] for key in ("window", "strides", "pads", "dilations"))
+    name = name_of(node)
+    if len(window) != inner.rank:
+        return Refusal(Reason.SHAPE, name, f"has a window of {len(window)} axes on {inner.rank}")
+    if not node.attrs["include_pad"] and any(pad for ends in pads for pad in ends):
+        return Refusal(Reason.EXACT, name, "leaves the padding out of its averages: it is another map at the border")
+    kernel = np.full((inner.outputs, 1, *window), 1 / np.prod(window, dtype=np.float64))
+    mean = Affine.conv(kernel, stride=strides, pads=pads, dilation=dilations, groups=inner.outputs)
+    spare = zip(inner.extent(size), mean.growth, strides, strict=True)
+    if node.attrs["ceil"] and any(s > 1 and (n is None or (n + g - 1) % s) for n, g, s in spare):
+        return Refusal(Reason.EXACT, name, "rounds its size up: its last window may stand outside the image")
+    return inner.then(mean, at=name, size=size)
+
+
+RULES: Mapping[str, Rule] = {
+    "conv": _conv,
+    "bn": _bn,
+    "scale": _scale,
+    "shift": _shift,
+    "pad": _pad,
+    "avg_pool": _avg_pool,
+}
 """How an op with one operand continues an affine map."""
 
 SUMS: Mapping[str, Callable[[int], tuple[int, ...]]] = {

@@ -121,6 +121,8 @@ def _reach(region: Region, conv: ConvForm) -> list[int]:
     for node in region.nodes:
         if node.op == "conv" and "weight" in node.consts:
             windows.append((node.consts["weight"].shape[2:], node.attrs["dilations"]))
+        elif node.op == "avg_pool" and node.problem is None:
+            windows.append((node.attrs["window"], node.attrs["dilations"]))
     reaches = [[d * (k - 1) + 1 for k, d in zip(window, dilations, strict=False)] for window, dilations in windows]
     return [max(reach[axis] for reach in reaches if axis < len(reach)) for axis in range(len(conv.strides))]
 
@@ -234,10 +236,40 @@ def _run_neg(node: Node, data: list[Array], run: Run) -> Array:
     return data[0] if run.absolute else -data[0]
 
 
+def _run_pad(node: Node, data: list[Array], run: Run) -> Array:
+    """Negative pads cut; only constants are filled in."""
+    (x,) = data
+    pads, mode = node.attrs.get("pads"), node.attrs.get("mode")
+    if node.attrs.get("amount") == 0:
+        return x
+    if pads is None or len(pads) != x.ndim or mode != "constant":
+        raise _CannotRun(f"{node.name} pads in a way that is not evaluated")
+    kept = tuple([slice(max(0, -begin), n - max(0, -end)) for n, (begin, end) in zip(x.shape, pads, strict=True)])
+    grown = [(max(0, begin), max(0, end)) for begin, end in pads]
+    fill = abs(node.attrs["value"]) if run.absolute else node.attrs["value"]
+    return np.pad(x[kept], grown, constant_values=fill)
+
+
+def _run_avg_pool(node: Node, data: list[Array], run: Run) -> Array:
+    """Sums over windows that stay inside the padded image, by the number of places in a window."""
+    (x,) = data
+    window, strides, pads, dilations = (node.attrs[key] for key in ("window", "strides", "pads", "dilations"))
+    extents = tuple([d * (k - 1) + 1 for d, k in zip(dilations, window, strict=True)])
+    counted = node.attrs["include_pad"] or not np.any(pads)
+    axes = zip(x.shape[2:], extents, strides, pads, strict=False)
+    if len(window) != x.ndim - 2 or not counted:
+        raise _CannotRun(f"{node.name} averages in a way that is not evaluated")
+    if node.attrs["ceil"] and any((n + begin + end - extent) % step for n, extent, step, (begin, end) in axes):
+        raise _CannotRun(f"{node.name} rounds its size up")
+    padded = np.pad(x, ((0, 0), (0, 0), *pads))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extents, axis=tuple(range(2, x.ndim)))
+    every = tuple([slice(None, None, step) for step in (*strides, *dilations)])
+    return windows[:, :, *every].mean(axis=tuple(range(x.ndim, 2 * x.ndim - 2)))
+
+
 def _run_same(node: Node, data: list[Array], run: Run) -> Array:
     does_nothing = {
         "cast": node.attrs.get("to") == node.attrs.get("from"),
-        "pad": node.attrs.get("amount") == 0,
         "leaky_relu": node.attrs.get("slope") == 1,
     }
     if not does_nothing.get(node.op, True):
@@ -257,7 +289,8 @@ OPS: Mapping[str, Callable[[Node, list[Array], Run], Array]] = {
     "identity": _run_same,
     "dropout": _run_same,
     "cast": _run_same,
-    "pad": _run_same,
+    "pad": _run_pad,
+    "avg_pool": _run_avg_pool,
     "leaky_relu": _run_same,
 }
 """How each op is evaluated; a new op of regions gets its line here, written from its definition alone."""

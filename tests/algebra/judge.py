@@ -67,8 +67,23 @@ def evaluate(node: Node, data: list[Array]) -> Array:
             return data[0] - data[1]
         case "neg":
             return -x
+        case "pad":
+            return padded(x, attrs["pads"], attrs["value"]) if attrs["amount"] else x
+        case "avg_pool":
+            kernel = np.ones((x.shape[1], 1, *attrs["window"]))
+            total = convolve(x, kernel, attrs["strides"], attrs["pads"], attrs["dilations"], x.shape[1])
+            return total / kernel[0].size
         case _:
             return x
+
+
+def padded(x: Array, pads: tuple[tuple[int, int], ...], value: float) -> Array:
+    y = np.full([n + begin + end for n, (begin, end) in zip(x.shape, pads, strict=True)], value)
+    for at in np.ndindex(*y.shape):
+        inside = [p - begin for p, (begin, _) in zip(at, pads, strict=True)]
+        if all(0 <= p < n for p, n in zip(inside, x.shape, strict=True)):
+            y[at] = x[tuple(inside)]
+    return y
 
 
 def run(region: Region, x: Array, rest: dict[str, Array] | None = None) -> Array:

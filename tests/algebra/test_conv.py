@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewriter.algebra import Affine, ConvForm, bfloat16_bits, conv_of, round_to
+from rewriter.algebra.rows import Rows
 from rewriter.errors import Reason, Refusal
 from tests.algebra import judge
 
@@ -42,7 +43,7 @@ def test_pads_are_never_negative(offset: int, growth: int, dilation: int) -> Non
     """Taps that begin inside the image, or end before its last pixel, get zeros up to the edge."""
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((2, 2, 2))
-    affine = Affine(kernel, np.zeros(2), (1,), (offset,), (dilation,), (growth,), 1)
+    affine = Affine(kernel, np.zeros(2), (1,), (offset,), (dilation,), (growth,), Rows.of_groups(2, 2, 1))
     conv = conv_of(affine, "float64")
     assert isinstance(conv, ConvForm)
     assert min(conv.pads[0]) >= 0
@@ -61,7 +62,9 @@ def test_rank() -> None:
 
 
 def test_an_edge_too_far_away() -> None:
-    found = conv_of(Affine(np.ones((1, 1, 1)), np.zeros(1), (1,), (1 << 28,), (1,), (0,), 1), "float32")
+    found = conv_of(
+        Affine(np.ones((1, 1, 1)), np.zeros(1), (1,), (1 << 28,), (1,), (0,), Rows.of_groups(1, 1, 1)), "float32"
+    )
     assert isinstance(found, Refusal)
     assert found.code == Reason.LIMIT
 

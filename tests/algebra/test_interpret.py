@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewriter.algebra import ConvForm, conv_of, dtype_of, interpret
+from rewriter.algebra import ConvForm, conv_of, dtype_of, interpret, prove
 from rewriter.errors import Reason, Refusal
 from rewriter.matching.region import Region
+from rewriter.reporting.record import Proof
 from tests.algebra import judge
-from tests.algebra.regions import Block, normal, repvgg
+from tests.algebra.regions import Block, Pads, normal, repvgg
 
 SIZES = {1: [(5,), (8,)], 2: [(5, 6), (8, 7)], 3: [(4, 5, 3)]}
 
@@ -28,9 +29,10 @@ def fold(region: Region) -> ConvForm | Refusal:
 
 
 def folded(region: Region, sizes: list[tuple[int, ...]] | None = None) -> ConvForm:
-    """The fold, which has to exist and to be the same function."""
+    """The fold, which has to exist, to be the same function, and to be provable."""
     conv = fold(region)
     assert isinstance(conv, ConvForm), conv
+    assert isinstance(prove(region, conv), Proof), prove(region, conv)
     assert judge.same(region, conv, sizes or SIZES[len(conv.strides)])
     return conv
 
@@ -249,10 +251,166 @@ def test_norm_before_a_padded_conv(rng: np.random.Generator) -> None:
     folded(block.region())
 
 
-def test_two_convs_in_a_row_stay(rng: np.random.Generator) -> None:
+# --- one after another ---------------------------------------------------------------------------------------------
+
+
+def test_two_padded_convs_in_a_row_stay(rng: np.random.Generator) -> None:
     block = Block()
     block.conv(block.conv("x", normal(rng, 4, 4, 3, 3), pads=1), normal(rng, 4, 4, 3, 3), pads=1)
-    refused(block.region(), Reason.OP, "another conv")
+    refused(
+        block.region(), Reason.EXACT, "still reads the image (spatial axis 0): at the border that would be wrong by"
+    )
+
+
+def test_a_padded_conv_then_one_without_pads(rng: np.random.Generator) -> None:
+    block = Block()
+    y = block.conv("x", normal(rng, 4, 4, 3, 3), rng.standard_normal(4), pads=2, strides=2)
+    block.conv(block.norm(y, 4, rng), normal(rng, 6, 2, 3, 2), rng.standard_normal(6), strides=(1, 2), groups=2)
+    conv = folded(block.region(), [(9, 10), (12, 13)])
+    assert (conv.kernel.shape, conv.strides) == ((6, 4, 7, 5), (2, 4))
+
+
+def test_pointwise_then_padded(rng: np.random.Generator) -> None:
+    """What a pointwise conv gives outside the image is its bias: with one, zeros are something else."""
+    for bias, then in ((None, "folds"), (rng.standard_normal(6), "stays")):
+        block = Block()
+        block.conv(block.conv("x", normal(rng, 6, 4, 1, 1), bias), normal(rng, 4, 6, 3, 3), pads=1)
+        if then == "folds":
+            assert folded(block.region()).kernel.shape == (4, 4, 3, 3)
+        else:
+            refused(block.region(), Reason.EXACT, "gives its bias: at the border")
+
+
+def test_expanded_and_squeezed(rng: np.random.Generator) -> None:
+    """SESR and ExpandNets: 1x1, kxk, 1x1 with the padding in the first, or in a Pad before it."""
+    for padded in (True, False):
+        block = Block()
+        x = "x" if padded else pad(block, "x", ((1, 1), (1, 1)))
+        y = block.conv(x, normal(rng, 16, 4, 1, 1), pads=int(padded))
+        y = block.conv(block.conv(y, normal(rng, 16, 16, 3, 3)), normal(rng, 4, 16, 1, 1), rng.standard_normal(4))
+        block.add(y, "x")
+        conv = folded(block.region())
+        assert (conv.kernel.shape, conv.pads) == ((4, 4, 3, 3), ((1, 1), (1, 1)))
+
+
+def test_separable_windows(rng: np.random.Generator) -> None:
+    """1xk then kx1, each padded along its own axis: outside, the first gives its bias."""
+    for biased in (False, True):
+        block = Block()
+        bias = rng.standard_normal(4) if biased else None
+        y = block.conv("x", normal(rng, 4, 1, 1, 7), bias, pads=((0, 0), (3, 3)), groups=4)
+        block.conv(y, normal(rng, 4, 1, 7, 1), rng.standard_normal(4), pads=((3, 3), (0, 0)), groups=4)
+        if biased:
+            refused(block.region(), Reason.EXACT, "gives its bias")
+        else:
+            assert folded(block.region()).kernel.shape == (4, 1, 7, 7)
+
+
+@pytest.mark.parametrize(("extent", "k", "folds"), [(8, 2, True), (9, 2, False), (None, 2, False), (None, 1, True)])
+def test_a_stride_may_leave_a_row_that_only_padding_shows(
+    rng: np.random.Generator, extent: int | None, k: int, folds: bool
+) -> None:
+    """Windows of 2 with stride 2 leave the last column of an odd extent unread, until somebody pads behind them."""
+    block = Block((1, 2, extent))
+    block.conv(block.conv("x", normal(rng, 2, 2, k), strides=2), normal(rng, 2, 2, 3), pads=((1, 1),))
+    if folds:
+        folded(block.region(), [(extent,)] if extent else [(7,), (8,)])
+    else:
+        refused(block.region(), Reason.EXACT, "still reads the image (spatial axis 0)")
+
+
+# --- pads and pools ------------------------------------------------------------------------------------------------
+
+
+def pad(block: Block, x: str, pads: Pads, value: float = 0.0, mode: str = "constant", outer: int = 0) -> str:
+    every = ((0, 0), (outer, 0), *pads)
+    amount = max(abs(p) for ends in every for p in ends)
+    return block.node("pad", [x], pads=every, value=value, mode=mode, amount=amount)
+
+
+def test_a_pad_goes_into_the_conv_behind_it(rng: np.random.Generator) -> None:
+    block = Block()
+    y = pad(block, block.scale("x", rng.standard_normal((4, 1, 1))), ((1, 2), (0, 3)))
+    block.conv(y, normal(rng, 4, 4, 3, 3), rng.standard_normal(4), pads=1)
+    assert folded(block.region()).pads == ((2, 3), (1, 4))
+
+
+def test_what_was_cut_off_is_not_zero(rng: np.random.Generator) -> None:
+    for pads in (0, 1):
+        block = Block()
+        block.conv(pad(block, "x", ((0, 0), (-1, 0))), normal(rng, 4, 4, 1, 3), pads=((0, 0), (pads, 0)))
+        if pads:
+            refused(block.region(), Reason.EXACT, "still reads the image (spatial axis 1)")
+        else:
+            assert folded(block.region()).kernel.shape[2:] == (1, 4)
+
+
+def test_a_border_of_the_bias(rng: np.random.Generator) -> None:
+    """DBB's and ECB's: one channel, so that a Pad can write it."""
+    for value in (0.75, 0.0):
+        block = Block()
+        y = block.conv("x", normal(rng, 1, 3, 1, 1), [0.75])
+        block.conv(pad(block, y, ((1, 1), (1, 1)), value), normal(rng, 2, 1, 3, 3), rng.standard_normal(2))
+        if value:
+            assert folded(block.region()).pads == ((1, 1), (1, 1))
+        else:
+            refused(block.region(), Reason.EXACT, "pads with 0 where the map before it gives its bias")
+
+
+@pytest.mark.parametrize(
+    ("value", "mode", "outer", "code", "words"),
+    [
+        (1.0, "constant", 0, Reason.EXACT, "pads with 1 "),
+        (0.0, "reflect", 0, Reason.EXACT, "reflect"),
+        (0.0, "edge", 0, Reason.EXACT, "edge"),
+        (0.0, "constant", 1, Reason.OP, "channels"),
+    ],
+)
+def test_pads_that_stay(
+    rng: np.random.Generator, value: float, mode: str, outer: int, code: Reason, words: str
+) -> None:
+    block = Block()
+    y = pad(block, "x", ((1, 1), (1, 1)), value, mode, outer)
+    block.conv(y, normal(rng, 2, 3 + outer, 3, 3))
+    refused(block.region(), code, words)
+
+
+def pool(block: Block, x: str, window: tuple[int, ...], strides: int, pads: int, **attrs: bool) -> str:
+    axes = len(window)
+    fixed = {"strides": (strides,) * axes, "pads": ((pads, pads),) * axes, "dilations": (1,) * axes}
+    return block.node("avg_pool", [x], window=window, **fixed, **({"ceil": False, "include_pad": True} | attrs))
+
+
+def test_an_average_is_a_depthwise_conv(rng: np.random.Generator) -> None:
+    """QARepVGG's and DBB's: 1x1 then a pool; the pool of the image itself; both beside a conv."""
+    block = Block()
+    norm = block.norm("x", 4, rng)
+    y = block.norm(pool(block, block.conv("x", normal(rng, 4, 4, 1, 1)), (3, 3), 2, 1), 4, rng)
+    z = block.conv("x", normal(rng, 4, 4, 3, 3), rng.standard_normal(4), pads=1, strides=2)
+    block.add(block.add(y, z), pool(block, block.sub(norm, norm), (3, 3), 2, 1))
+    assert folded(block.region()).kernel.shape == (4, 4, 3, 3)
+
+
+def test_averages_that_count_only_the_image(rng: np.random.Generator) -> None:
+    for pads in (0, 1):
+        block = Block()
+        pool(block, block.scale("x", rng.standard_normal((4, 1, 1))), (3, 3), 1, pads, include_pad=False)
+        block.conv(block.nodes[-1].output.name, normal(rng, 4, 4, 1, 1))
+        if pads:
+            refused(block.region(), Reason.EXACT, "leaves the padding out")
+        else:
+            assert folded(block.region()).groups == 1
+
+
+def test_averages_that_round_up(rng: np.random.Generator) -> None:
+    """Only where nothing is left over is there nothing to round."""
+    for extent in (8, 9, None):
+        block = Block((1, 4, extent, extent))
+        block.conv(pool(block, "x", (2, 2), 2, 0, ceil=True), normal(rng, 4, 4, 1, 1))
+        if extent == 8:
+            folded(block.region(), [(8, 8)])
+        else:
+            refused(block.region(), Reason.EXACT, "rounds")
 
 
 @pytest.mark.parametrize("role", ["scale", "bias", "mean", "var"])
@@ -350,7 +508,7 @@ def test_ops_that_do_nothing(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "attrs"), [("relu", {}), ("leaky_relu", {"slope": 0.1}), ("pad", {"amount": 1}), ("mul", {})]
+    ("op", "attrs"), [("relu", {}), ("leaky_relu", {"slope": 0.1}), ("max_pool", {"window": (1, 1)}), ("mul", {})]
 )
 def test_other_ops(rng: np.random.Generator, op: str, attrs: dict[str, object]) -> None:
     block = Block()

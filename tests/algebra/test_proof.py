@@ -131,6 +131,47 @@ def test_a_missing_border(rng: np.random.Generator) -> None:
     proved(block.region(), replace(wrong, pads=((0, 0), (0, 0))))
 
 
+def test_a_border_that_is_not_the_bias(rng: np.random.Generator) -> None:
+    """1x1 with bias, a Pad, 3x3: right with the bias as what is padded with, caught when that is off by 3e-6."""
+    for value, right in ((0.5, True), (0.5 + 3e-6, False), (0.0, False)):
+        block = Block()
+        y = block.conv("x", normal(rng, 1, 2, 1, 1), [0.5])
+        pads = ((0, 0), (0, 0), (1, 1), (1, 1))
+        y = block.node("pad", [y], pads=pads, value=value, mode="constant", amount=1)
+        weight = normal(rng, 2, 1, 3, 3).astype(np.float32)
+        block.conv(y, weight)
+        first = block.nodes[0].consts["weight"].floats()
+        kernel = np.einsum("omhw,mi->oihw", weight.astype(np.float64), first[:, :, 0, 0])
+        bias = 0.5 * weight.astype(np.float64).sum(axis=(1, 2, 3))
+        conv = ConvForm(kernel, bias, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "float32")
+        (proved if right else caught)(block.region(), conv)
+
+
+def test_two_padded_convs_as_one(rng: np.random.Generator) -> None:
+    """Right everywhere but at the border."""
+    block = Block()
+    first, second = (normal(rng, 1, 1, 3).astype(np.float32) for _ in range(2))
+    block.conv(block.conv("x", first, pads=1), second, pads=1)
+    kernel = np.convolve(first[0, 0].astype(np.float64), second[0, 0].astype(np.float64)).reshape(1, 1, 5)
+    caught(block.region(), ConvForm(kernel, None, (1,), ((2, 2),), (1,), 1, "float32"))
+
+
+@pytest.mark.parametrize("attrs", [{}, {"include_pad": False}, {"ceil": True}])
+def test_averages(rng: np.random.Generator, attrs: dict[str, bool]) -> None:
+    block = Block((1, 2, 9))
+    fixed = {"strides": (2,), "pads": ((1, 1),), "dilations": (1,), "ceil": False, "include_pad": True}
+    block.node("avg_pool", ["x"], window=(3,), **(fixed | attrs))
+    weight = normal(rng, 2, 2, 1)
+    block.conv(block.nodes[0].output.name, weight)
+    kernel = np.repeat(block.nodes[1].consts["weight"].floats() / 3, 3, axis=2)
+    conv = ConvForm(kernel, None, (2,), ((1, 1),), (1,), 1, "float32")
+    if "include_pad" in attrs:
+        caught(block.region(), conv)
+    else:
+        proved(block.region(), conv)
+        caught(block.region(), replace(conv, kernel=1.00001 * kernel))
+
+
 def test_a_flipped_sign(rng: np.random.Generator) -> None:
     block = Block()
     block.sub(block.conv("x", normal(rng, 4, 4, 3, 3), pads=1), block.conv("x", normal(rng, 4, 4, 1, 1)))

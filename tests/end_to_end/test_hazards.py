@@ -644,10 +644,37 @@ def _(s: Sketch) -> None:
     s.output(s.add(s.cbn(s.input(), kernel=5), s.cbn(s.x, dilations=[2, 2], pads=[2] * 4)))
 
 
-@hazard("a Pad before the convolution stays", {"Conv": 1, "Pad": 1})
+@hazard("a Pad of zeros goes into the convolution", ONE)
 def _(s: Sketch) -> None:
     padded = s.op("Pad", s.input(), s.tensor([0, 0, 1, 1, 0, 0, 1, 1], dtype=I64))
     s.output(s.norm(s.conv(padded, pads=[0] * 4)))
+
+
+@hazard("a Pad of anything else stays", {"Conv": 1, "Pad": 1})
+def _(s: Sketch) -> None:
+    padded = s.op("Pad", s.input(), s.tensor([0, 0, 1, 1, 0, 0, 1, 1], dtype=I64), s.tensor(0.5))
+    s.output(s.norm(s.conv(padded, pads=[0] * 4)))
+
+
+@hazard("a Pad of reflections stays", {"Conv": 1, "Pad": 1})
+def _(s: Sketch) -> None:
+    padded = s.op("Pad", s.input(), s.tensor([0, 0, 1, 1, 0, 0, 1, 1], dtype=I64), mode="reflect")
+    s.output(s.norm(s.conv(padded, pads=[0] * 4)))
+
+
+@hazard("two padded convolutions in a row stay", {"Conv": 2})
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.conv(s.norm(s.conv(s.input(), bias=False)), bias=False)))
+
+
+@hazard("a pointwise convolution goes into a padded one", ONE)
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.conv(s.conv(s.input(), kernel=1, pads=[0] * 4, bias=False))))
+
+
+@hazard("a pointwise convolution with a bias stays before a padded one", {"Conv": 2})
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.conv(s.conv(s.input(), kernel=1, pads=[0] * 4, bias=True))))
 
 
 @hazard("a Pad that shifts the picture is no Pad of nothing", STAYS)

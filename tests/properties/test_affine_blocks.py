@@ -119,6 +119,5 @@ def test_foldable_blocks_become_one_convolution_and_near_misses_do_not(batch: in
     assert sum(foldable for foldable, _ in results) >= 0.6 * BATCH
 
 
-@pytest.mark.xfail(strict=True, reason="the algebra does not compose a pointwise convolution with a padded one yet")
 def test_a_pointwise_convolution_without_bias_folds_into_a_padded_one() -> None:
     assert [wrong for _, wrong in (check(seed, sequential=True) for seed in range(40)) if wrong] == []
