@@ -1,7 +1,9 @@
-"""Output extents that a model does not declare, from the sizes that its operators prove.
+"""Extents of inputs and outputs as numbers: those declared, and those that operators prove, at sample input sizes.
 
-Invariant: what is declared as a number stays; an extent that is only a name is replaced by a number where it is one for
-every input, else by a name that two outputs share exactly when their extents are proved equal.
+Invariant: what is declared as a number stays. An extent that is proved as an expression of the sizes of inputs becomes
+the number it is when no two free extents are alike and each is divisible by what nets halve it by: equal expressions
+give equal numbers, and two levels of a pyramid give numbers in their ratio. What is not followed stays a name, which
+two extents share exactly when they are proved equal.
 """
 
 from __future__ import annotations
@@ -9,22 +11,34 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rewriter.dims.engine import sizes
-from rewriter.dims.polynomials import Poly
+from rewriter.dims.polynomials import UNORDERED, Opaque, Poly, Symbol, evaluated, symbols
 from rewriter.graph.view import Dim, Graph, Value
 
+HALVED = 128
+"""What the sample of an extent beyond the batch is a multiple of."""
 
-def with_output_sizes(graph: Graph) -> Graph:
-    """`graph`, its outputs with proved extents; the same graph where every extent is declared as a number."""
-    if all(v.shape is not None and all(isinstance(d, int) for d in v.shape) for v in graph.outputs):
+PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+
+
+def at_sample_sizes(graph: Graph) -> Graph:
+    """`graph`, its inputs and outputs with numbers; the same graph where every extent is declared as a number."""
+    if all(v.shape is not None and all(isinstance(d, int) for d in v.shape) for v in (*graph.inputs, *graph.outputs)):
         return graph
     known = sizes(graph)
+    samples: dict[Symbol, int] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(known.dims.get(value.name, ())):
+            for symbol in sorted(symbols(size.expr) - samples.keys(), key=lambda s: s.number):
+                samples[symbol] = PRIMES[len(samples) % len(PRIMES)] * (HALVED if axis else 1)
     names: dict[Poly, str] = {}
 
     def extent(declared: Dim, proved: Poly) -> Dim:
         if isinstance(declared, int):
             return declared
-        constant = proved.constant
-        return constant if constant is not None else names.setdefault(proved, f"size {len(names)}")
+        try:
+            return evaluated(proved, samples.__getitem__, _told)
+        except LookupError:
+            return names.setdefault(proved, f"size {len(names)}")
 
     def sized(value: Value) -> Value:
         proved = known.dims.get(value.name)
@@ -33,4 +47,13 @@ def with_output_sizes(graph: Graph) -> Graph:
         declared = value.shape or (None,) * len(proved)
         return replace(value, shape=tuple(extent(d, p.expr) for d, p in zip(declared, proved, strict=True)))
 
-    return replace(graph, outputs=tuple(sized(value) for value in graph.outputs))
+    inputs, outputs = (tuple(map(sized, values)) for values in (graph.inputs, graph.outputs))
+    return replace(graph, inputs=inputs, outputs=outputs)
+
+
+def _told(of: Opaque, arguments: tuple[int, ...]) -> int:
+    """Operands that broadcast have one extent, or 1."""
+    extents = set(arguments) - {1}
+    if of.function != UNORDERED or len(extents) > 1:
+        raise LookupError(of.function)
+    return extents.pop() if extents else 1

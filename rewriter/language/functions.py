@@ -51,6 +51,7 @@ _TABLE = (
     Function("macs", (*_COST, *_VOTE), (Target.PART, Target.WHOLE, Target.ROLE), Kind.NUMBER, "multiply-adds"),
     Function("depth", _VOTE, (Target.ROLE,), Kind.NUMBER, "longest path to it in convs and linears"),
     Function("pan", _VOTE, (Target.ROLE,), Kind.BOOL, "whether a bottom-up path leads to it after the top-down one"),
+    Function("tapped", _VOTE, (Target.ROLE,), Kind.BOOL, "whether it leaves the way to the other role half way"),
     Function("scope", _VOTE, (Target.ROLE,), Kind.STRING, "module path of what computes it, to compare with ~"),
 )
 

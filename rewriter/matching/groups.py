@@ -1,20 +1,23 @@
 """Outputs in groups, one per head: a decoded output with the raw maps inside its cone, or the raw maps of one head.
 
-Invariant: a group depends on the structure of the graph and on the declared types of its outputs, never on names or on
-the order of outputs. Where structure leaves open which maps belong together the group says so (`unclear`), and no vote
-is taken on it: maps that are split wrongly would be pruned wrongly (the coarsest map of one head is deeper than its
-finest, and only it has a bottom-up path).
+Maps of one head differ in size; those of two heads end alike in size but not in their last layers, or in what only
+they share. Maps of several sizes of which the finest is as large as an image that the model reads are the sides of a
+net that is supervised at several depths: each is a group of its own. Invariant: a group depends on the structure of
+the graph and on the declared types of its outputs, never on names or on the order of outputs. Where structure leaves
+open which maps belong together the group says so (`unclear`), and no vote is taken on it: maps that are split wrongly
+would be pruned wrongly (the coarsest map of one head is deeper than its finest, and only it has a bottom-up path).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeVar
 
 from rewriter.graph.view import Dim, Value
 from rewriter.matching.cones import Cones
+from rewriter.matching.tails import in_step
 
 T = TypeVar("T")
 
@@ -96,14 +99,33 @@ def _heads(cones: Cones, alike: Sequence[Value]) -> list[list[Value]] | None:
     links = [s for s in cones.signatures(cones.mask(alike)) if not any(s & bit and s & rivals[bit] for bit in rivals)]
     parts = components(alike, lambda a, b: any(s & cones.bit(a) and s & cones.bit(b) for s in links))
     if not any(rivals.values()):
-        return parts
+        return [[value] for value in alike] if _as_large_as_an_image(cones, alike) else parts
+    return parts if _one_of_each_size(cones, parts, rivals) else _by_last_layers(cones, alike, rivals)
+
+
+def _by_last_layers(cones: Cones, alike: Sequence[Value], rivals: Mapping[int, int]) -> list[list[Value]] | None:
+    """The leaders by how alike they end: further than any two rivals do, who are of different heads."""
+    steps = {(a.name, b.name): in_step(cones, a, b) for a, b in combinations(alike, 2)}
+    most = max(steps[a.name, b.name] for a, b in combinations(alike, 2) if rivals[cones.bit(a)] & cones.bit(b))
+    parts = components(alike, lambda a, b: steps[a.name, b.name] > most)
+    return parts if _one_of_each_size(cones, parts, rivals) else None
+
+
+def _as_large_as_an_image(cones: Cones, maps: Sequence[Value]) -> bool:
+    """Whether the finest of maps of several sizes is as large as an input of the model."""
+    images = {value.shape[2:] for value in cones.graph.inputs if value.shape is not None and len(value.shape) > 3}
+    return any(value.shape is not None and value.shape[2:] in images for value in maps)
+
+
+def _one_of_each_size(cones: Cones, parts: Sequence[Sequence[Value]], rivals: Mapping[int, int]) -> bool:
+    """Every part has exactly one rival for each map of every other part, and none within."""
     masks = [cones.mask(part) for part in parts]
     for mask, part in zip(masks, parts, strict=True):
         for other in masks:
             expected = 0 if mask == other else 1
             if any((rivals[cones.bit(value)] & other).bit_count() != expected for value in part):
-                return None
-    return parts
+                return False
+    return True
 
 
 # --- declared types --------------------------------------------------------------------------------------------------

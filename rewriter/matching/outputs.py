@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
-from rewriter.dims.declared import with_output_sizes
+from rewriter.dims.declared import at_sample_sizes
 from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
 from rewriter.graph.view import Graph, Value
 from rewriter.language.source import nearest
@@ -21,6 +21,7 @@ from rewriter.language.syntax import OutputsMatch, Pattern, RemoveOutput, Role
 from rewriter.matching.cones import Cones
 from rewriter.matching.groups import Group, components, groups_of, siblings
 from rewriter.matching.predicates import attribute
+from rewriter.matching.tails import named_parts
 from rewriter.matching.votes import Facts, Pair, Table, Verdict, cast, verdict
 from rewriter.matching.where import Bindings, holds
 from rewriter.reporting.escape import plain
@@ -61,9 +62,8 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if not isinstance(pattern.match, OutputsMatch) or not isinstance(pattern.action, RemoveOutput):
         raise ValueError(f"{pattern.name} is no pattern of outputs")
     values = {p.name: p.value for p in pattern.params} | dict(params)
-    return _Decider(Cones.of(with_output_sizes(graph)), pattern, pattern.match, pattern.action.role, values).decide(
-        keep_all
-    )
+    cones = Cones.of(at_sample_sizes(graph))
+    return _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values).decide(keep_all)
 
 
 def removal(graph: Graph, decision: Decision) -> tuple[int, int]:
@@ -75,7 +75,8 @@ def removal(graph: Graph, decision: Decision) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Decider:
-    cones: Cones
+    cones: Cones  # with extents as numbers, where they can be told
+    declared: Graph
     pattern: Pattern
     match: OutputsMatch
     removed_role: str
@@ -240,17 +241,18 @@ class _Decider:
         return ChoiceError(self._message(why, family, groups, tables))
 
     def _unclear(self, group: Group, groups: Sequence[Group]) -> ChoiceError:
-        lone = [Group((value,), (value,)) for value in group.leaders]
+        lone = [Group(tuple(part), tuple(part)) for part in named_parts(self.cones, group.leaders)]
         others = [g for g in groups if g is not group]
         why = "they look like the maps of several heads, and the graph does not say which belong together"
         return ChoiceError(self._message(why, lone, [*lone, *others], []))
 
     def _message(self, why: str, family: Sequence[Group], groups: Sequence[Group], tables: Sequence[Table]) -> str:
+        declared = {value.name: value.shape for value in self.declared.outputs}
         outside = [g for g in groups if all(g is not candidate for candidate in family)]
         lines = [f"{self.pattern.name}: which of these outputs are auxiliary is yours to say: {why}", "candidates:"]
         for group in family:
             facts = Facts(self.cones, group.members)
-            led = ", ".join(f"{plain(value.name)} {plain(shape(value.shape))}" for value in group.leaders)
+            led = ", ".join(f"{plain(value.name)} {plain(shape(declared[value.name]))}" for value in group.leaders)
             inside = [
                 plain(value.name) for value in group.members if all(value is not leader for leader in group.leaders)
             ]

@@ -19,6 +19,7 @@ from rewriter.graph.view import Value
 from rewriter.language.syntax import Apply, Binary, Expr, Name, Not, Number, Vote
 from rewriter.matching.cones import DEEPENING, Cones
 from rewriter.matching.predicates import Reading
+from rewriter.matching.taps import Tap, tap
 from rewriter.matching.where import holds
 from rewriter.reporting.record import VoteRecord
 
@@ -103,8 +104,17 @@ class Pair:
                 return facts.params
             case "macs":
                 return facts.macs
+            case "tapped":
+                found = self.tap(argument)
+                return found is not None and found.early
             case _:
                 return None
+
+    def tap(self, role: str) -> Tap | None:
+        """Where a role's group leaves the way to the other's."""
+        other = next((facts for name, facts in self.roles.items() if name != role), None)
+        own = self.roles.get(role)
+        return None if own is None or other is None else tap(own.cones, own.mask, other.mask)
 
     def name(self, name: str) -> Reading:
         found = self.params.get(name)
@@ -217,9 +227,19 @@ def _figures(expr: Expr, pair: Pair, exchanged: Pair) -> str:
             leaves = dict.fromkeys(
                 part for part in _parts(expr) if isinstance(part, Apply) and part.function != "scope"
             )
-            facts = [f"{p.function}({p.argument}) {_shown(pair.apply(p.function, p.argument))}" for p in leaves]
+            facts = [_fact(pair, part) for part in leaves]
             globs = [part for part in _parts(expr) if isinstance(part, Binary) and part.op == "~"]
             return ", ".join([*facts, *(_figures(part, pair, exchanged) for part in globs if part is not expr)])
+
+
+def _fact(pair: Pair, part: Apply) -> str:
+    """ "pan(aux) no", "tapped(aux) yes (at /layer3/Relu: 2 layers to aux, 13 to main)"."""
+    fact = f"{part.function}({part.argument}) {_shown(pair.apply(part.function, part.argument))}"
+    found = pair.tap(part.argument) if part.function == "tapped" else None
+    other = next((name for name in pair.roles if name != part.argument), "")
+    if found is None:
+        return fact
+    return f"{fact} (at {found.value}: {found.own} layers to {part.argument}, {found.other} to {other})"
 
 
 def _shown(value: Reading) -> str:

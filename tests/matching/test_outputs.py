@@ -180,18 +180,21 @@ def test_maps_that_cannot_be_grouped_are_a_choice() -> None:
     assert names(choose(model, net.main[0], net.main[1]).removed) == [net.aux[1]]
 
 
-def test_maps_of_symbolic_size_may_be_levels_and_are_a_choice() -> None:
+def test_maps_of_unknown_size_may_be_levels_and_are_a_choice() -> None:
     net = Detector()
-    model = net.model([(net.main[0], (1, WIDTH, "h", "w")), (net.main[1], (1, WIDTH, "h2", "w2"))])
-    for axis, dim in zip(("height", "width"), model.graph.input[0].type.tensor_type.shape.dim[2:], strict=True):
-        dim.dim_param = axis
+    maps = [net.add("Stranger", [value], domain="of.others") for value in net.main]
+    model = net.model([(maps[0], (1, WIDTH, "h", "w")), (maps[1], (1, WIDTH, "h2", "w2"))])
     with pytest.raises(ChoiceError, match="does not say which belong together"):
         choose(model)
 
 
-def test_maps_whose_sizes_are_proved_to_differ_are_levels_of_one_head() -> None:
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_maps_whose_sizes_are_proved_to_differ_are_levels_of_one_head(dynamic: bool) -> None:
     net = Detector()
     model = net.model([(net.main[0], (1, WIDTH, "h", "w")), (net.main[1], (1, WIDTH, "h2", "w2"))])
+    if dynamic:
+        for axis, dim in zip(("height", "width"), model.graph.input[0].type.tensor_type.shape.dim[2:], strict=True):
+            dim.dim_param = axis
     assert choose(model).how == "nothing auxiliary"
 
 

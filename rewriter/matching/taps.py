@@ -1,0 +1,108 @@
+"""Where one group of outputs leaves the way to another: the mark of deep supervision.
+
+An auxiliary head of a segmenter or a classifier reads the trunk half way, and the trunk goes on to the main head. A
+head of a task of its own reads the end of the trunk beside the others, perhaps through a few layers more. Invariant: a
+group is *tapped* from another only where, from every value at which its own nodes leave what both need, the way to the
+other is at least twice as long in convs or linears and leads through more of a trunk (a sum or Concat of computed
+values, or a change of resolution), not only through a longer chain of layers; and where its own part is a plain chain,
+without such sums and Concats. Names and the order of outputs decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewriter.graph.view import Node, Value
+from rewriter.matching.cones import DEEPENING, POOLS, SIZE_ONLY, Cones
+
+TWICE = 2
+"""How many times as long the way to the other group has to be, and how many layers longer at least."""
+
+MERGES = frozenset({"add", "sum", "concat"})  # no sub: a norm written out subtracts its mean
+RESAMPLING = frozenset({"resize", "upsample", "conv_transpose"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """The value at which a group leaves with the least margin, and the layers from there to it and to the other."""
+
+    value: str
+    own: int
+    other: int
+    plain: bool  # its own part joins nothing
+    trunk: bool  # from some tap on, the other's way leads through more of a trunk
+
+    @property
+    def early(self) -> bool:
+        return self.plain and self.trunk and self.other >= max(TWICE * self.own, self.own + TWICE)
+
+
+def tap(cones: Cones, own: int, other: int) -> Tap | None:
+    """Where the outputs `own` leave what `other` needs too (masks); None where the two have nothing in common."""
+    flows = cones.flows
+    mine = [bool(flow & own) and not flow & other for flow in flows]
+    theirs = [bool(flow & other) for flow in flows]
+    taps = _taps(cones, mine)
+    if not taps:
+        return None
+    to_own, _ = _ways(cones, mine)
+    to_other, trunk = _ways(cones, theirs)
+    found = [(_longest(cones, value, to_own), _longest(cones, value, to_other), value) for value in taps]
+    along = any(trunk[r] for *_, value in found for r in value.readers if theirs[r])
+    least_own, least_other, least = min(found, key=lambda each: (each[1] - TWICE * each[0], each[1]))
+    plain = not any(
+        mine[node.index] and layers and _joins(node) for node, layers in zip(cones.graph.nodes, to_own, strict=True)
+    )
+    return Tap(least.name, least_own, least_other, plain, along)
+
+
+def _taps(cones: Cones, mine: Sequence[bool]) -> list[Value]:
+    """The values that nodes of the group's own read and others make, an input of the model among them."""
+    found: dict[str, Value] = {}
+    for node in cones.graph.nodes:
+        if not mine[node.index] or node.op in SIZE_ONLY:
+            continue
+        for value in (*node.data, *node.captures):
+            outside = value.producer is None or not mine[value.producer]
+            if outside and value.constant is None and _carries(cones, value):
+                found[value.name] = value
+    return list(found.values())
+
+
+def _carries(cones: Cones, value: Value) -> bool:
+    """Elements of an input of the model, and not only its sizes, are in it."""
+    return value.is_input if value.producer is None else cones.alive[value.producer]
+
+
+def _longest(cones: Cones, value: Value, ways: Sequence[int]) -> int:
+    nodes = cones.graph.nodes
+    return max((ways[r] for r in value.readers if nodes[r].op not in SIZE_ONLY), default=0)
+
+
+def _ways(cones: Cones, inside: Sequence[bool]) -> tuple[list[int], list[bool]]:
+    """Per node inside, the longest way in layers from it to the end, with itself; and whether it has more trunk."""
+    nodes = cones.graph.nodes
+    layers, trunk = [0] * len(nodes), [False] * len(nodes)
+    for node in reversed(nodes):
+        if not inside[node.index]:
+            continue
+        later = [r for v in node.outputs for r in v.readers if inside[r] and nodes[r].op not in SIZE_ONLY]
+        behind = max((layers[r] for r in later), default=0)
+        layers[node.index] = behind + (node.op in DEEPENING)
+        trunk[node.index] = any(trunk[r] for r in later) or (behind > 0 and _is_trunk(node))
+    return layers, trunk
+
+
+def _joins(node: Node) -> bool:
+    """A sum or Concat of several computed values."""
+    return node.op in MERGES and len({value.name for value in node.data if value.constant is None}) > 1
+
+
+def _is_trunk(node: Node) -> bool:
+    strides = node.attrs.get("strides", ())
+    return (
+        _joins(node)
+        or node.op in RESAMPLING
+        or ((node.op == "conv" or node.op in POOLS) and any(stride > 1 for stride in strides))
+    )
