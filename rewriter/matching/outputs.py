@@ -13,15 +13,19 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
+from rewriter.dims import sizes
 from rewriter.dims.declared import at_sample_sizes
 from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
 from rewriter.graph.view import Graph, Value
 from rewriter.language.source import nearest
 from rewriter.language.syntax import OutputsMatch, Pattern, RemoveOutput, Role
+from rewriter.matching.averages import averaged
 from rewriter.matching.cones import Cones
 from rewriter.matching.groups import Group, components, groups_of, siblings
 from rewriter.matching.predicates import attribute
+from rewriter.matching.stacks import stacks
 from rewriter.matching.tails import named_parts
+from rewriter.matching.unstacked import unstacked
 from rewriter.matching.votes import Facts, Pair, Table, Verdict, cast, verdict
 from rewriter.matching.where import Bindings, holds
 from rewriter.reporting.escape import plain
@@ -50,6 +54,7 @@ class Decision:
     how: str
     votes: tuple[VoteRecord, ...] = ()
     table: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_all: bool = False) -> Decision | Refusal:
@@ -62,8 +67,15 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if not isinstance(pattern.match, OutputsMatch) or not isinstance(pattern.action, RemoveOutput):
         raise ValueError(f"{pattern.name} is no pattern of outputs")
     values = {p.name: p.value for p in pattern.params} | dict(params)
-    cones = Cones.of(at_sample_sizes(graph))
-    return _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values).decide(keep_all)
+    seen = unstacked(at_sample_sizes(graph), stacks(graph, sizes(graph).dims))
+    cones = Cones.of(seen)
+    decision = _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values).decide(keep_all)
+    return decision if isinstance(decision, Refusal) else replace(decision, notes=_notes(cones, decision.kept))
+
+
+def _notes(cones: Cones, kept: Sequence[Value]) -> tuple[str, ...]:
+    means = [(value.name, averaged(cones, value)) for value in kept]
+    return tuple(f"{name} is the mean of {heads} heads: none of them is auxiliary" for name, heads in means if heads)
 
 
 def removal(graph: Graph, decision: Decision) -> tuple[int, int]:

@@ -48,8 +48,6 @@ def _verdict(found: Verification) -> str:
 
 
 def _decision(report: Report, decision: OutputsDecision) -> Iterator[str]:
-    if not decision.removed and not decision.votes:
-        return
     yield f"## Outputs ({code(decision.pattern)}, {markdown(decision.how)})"
     yield ""
     for said, names in (("removed", decision.removed), ("kept", decision.kept)):
@@ -71,6 +69,8 @@ def _decision(report: Report, decision: OutputsDecision) -> Iterator[str]:
             given = f"; given {', '.join(map(markdown, size.assumptions))}" if size.assumptions else ""
             yield f"  - {code(size.node)}: {became}{markdown(size.because)}{given}"
         yield from _more(len(sizes) - summary.EXAMPLES)
+    for line in (*map(summary.stack_line, decision.stacks), *decision.notes):
+        yield f"- {markdown(line)}"
     yield ""
     votes = [(code(v.name), v.value, "yes" if v.counts else "no", markdown(v.detail)) for v in decision.votes]
     if votes:

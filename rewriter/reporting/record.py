@@ -125,8 +125,25 @@ class SizeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StackRecord:
+    """Heads that ran on a stack of values of which one was wanted, and run on that one now.
+
+    `place` is the number of `operand` among the `operands` of the stack; `taken` the nodes that take its result.
+    """
+
+    stack: str
+    operand: str
+    place: int
+    operands: int
+    taken: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OutputsDecision:
-    """What an outputs pattern decided: the kept group, the removed ones, the evidence, and the shapes re-rooted."""
+    """What an outputs pattern decided: the kept group, the removed ones, the evidence, and the shapes re-rooted.
+
+    `stacks` are heads that ran on more than what is kept; `notes` what else people should know about the outputs.
+    """
 
     pattern: str
     kept: tuple[str, ...]
@@ -136,6 +153,8 @@ class OutputsDecision:
     removed_nodes: int = 0
     removed_parameters: int = 0
     sizes: tuple[SizeRecord, ...] = ()
+    stacks: tuple[StackRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +189,7 @@ class Report:
 
     @property
     def changed(self) -> bool:
-        return bool(self.matches or self.renamed or any(d.removed for d in self.decisions))
+        return bool(self.matches or self.renamed or any(d.removed or d.stacks for d in self.decisions))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from rewriter.reporting.record import (
     RefusalRecord,
     Report,
     SizeRecord,
+    StackRecord,
     Totals,
 )
 
@@ -143,6 +144,13 @@ def sizes_moved(decision: OutputsDecision) -> tuple[tuple[SizeRecord, ...], tupl
     """Shapes that read elsewhere now, and those that could not."""
     moved = tuple(size for size in decision.sizes if size.new is not None)
     return moved, tuple(size for size in decision.sizes if size.new is None)
+
+
+def stack_line(stack: StackRecord) -> str:
+    """What became of heads that ran on a stack."""
+    takers = ", ".join(stack.taken)
+    which = f"{stack.operand} (number {stack.place + 1} of {stack.operands})"
+    return f"{stack.stack}: {takers} took one slice of the stack, so the heads run on {which} alone"
 
 
 def moved_line(moved: Sequence[SizeRecord]) -> str:

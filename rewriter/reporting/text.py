@@ -85,8 +85,6 @@ def add(rows: Table, *cells: str | Text) -> None:
 
 def _decisions(report: Report) -> Iterator[RenderableType]:
     for decision in report.decisions:
-        if not decision.removed and not decision.votes:
-            continue
         yield heading(f"Outputs ({name(decision.pattern)}, {escape.name(decision.how)})")
         yield indent(_outputs(report, decision))
         if decision.removed_nodes:
@@ -94,6 +92,8 @@ def _decisions(report: Report) -> Iterator[RenderableType]:
             lost = figures.plural(decision.removed_parameters, "parameter")
             yield indent(Text(f"only the removed outputs needed {gone} with {lost}"))
         yield from _sizes(decision)
+        for line in (*map(summary.stack_line, decision.stacks), *decision.notes):
+            yield indent(Text(escape.plain(line)))
         if decision.votes:
             votes = table("vote on (main, aux)", "says", "counts", "evidence")
             for vote in decision.votes:

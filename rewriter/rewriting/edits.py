@@ -1,4 +1,4 @@
-"""The six edits that a rewrite may consist of, and the plan that holds them.
+"""The seven edits that a rewrite may consist of, and the plan that holds them.
 
 Invariant: an edit speaks of values by name and of nodes by the view's `Node`, so any kind of graph can carry it out.
 A plan keeps the exit value's name, so that its readers stay as they are.
@@ -65,7 +65,14 @@ class Reread:
     new: str
 
 
-Edit: TypeAlias = "AddConstant | AddNode | Rewire | RemoveNode | RemoveOutput | Reread"
+@dataclass(frozen=True, slots=True, eq=False)
+class Undeclare:
+    """What the model declares of the value `name` inside it, its size above all, holds no more."""
+
+    name: str
+
+
+Edit: TypeAlias = "AddConstant | AddNode | Rewire | RemoveNode | RemoveOutput | Reread | Undeclare"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,11 +19,12 @@ from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
-from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord
+from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord, StackRecord
 from rewriter.rewriting import collapse
 from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
+from rewriter.rewriting.narrow import narrow
 from rewriter.rewriting.provenance import folded
 from rewriter.rewriting.reroot import reroot
 
@@ -120,6 +121,9 @@ def _settle_outputs(
             refusals.append(refusal_record(loaded.name, decision))
             continue
         sizes = _remove_outputs(draft, decision)
+        needed_after = len(draft.view().nodes), _parameters(draft.view())
+        edits, narrowed = narrow(draft.view(), draft.fresh)
+        draft.apply(edits)
         decisions.append(
             OutputsDecision(
                 pattern=loaded.name,
@@ -127,9 +131,11 @@ def _settle_outputs(
                 removed=tuple(value.name for value in decision.removed),
                 how=decision.how,
                 votes=decision.votes,
-                removed_nodes=len(graph.nodes) - len(draft.view().nodes),
-                removed_parameters=_parameters(graph) - _parameters(draft.view()),
+                removed_nodes=len(graph.nodes) - needed_after[0],
+                removed_parameters=_parameters(graph) - needed_after[1],
                 sizes=sizes,
+                stacks=tuple(StackRecord(n.stack, n.operand, n.place, n.operands, n.taken) for n in narrowed),
+                notes=decision.notes,
             )
         )
     return decisions, refusals

@@ -1,4 +1,4 @@
-"""An ONNX model under edit: the six edits carried out on the parsed protobuf, and the model made whole at the end.
+"""An ONNX model under edit: the seven edits carried out on the parsed protobuf, and the model made whole at the end.
 
 Invariant: nodes and tensors that no edit touches are the very messages that were parsed, in their order. Only what our
 own edits made dead is removed: what nothing read before stays. Kernels stay float64 between rounds, are rounded once at
@@ -22,7 +22,7 @@ from rewriter.graph.proto import captured_names, live_names, producers, topologi
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
 from rewriter.rewriting import names
-from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Reread, Rewire
+from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Reread, Rewire, Undeclare
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
 
@@ -88,6 +88,8 @@ class OnnxDraft:
                     self._remove_output(edit.name)
                 case Reread():
                     _reread(edit)
+                case Undeclare():
+                    self._undeclare(edit.name)
                 case _:
                     pass
         kept: list[NodeProto] = []
@@ -150,6 +152,9 @@ class OnnxDraft:
 
     def _remove_output(self, name: str) -> None:
         _delete(self.model.graph.output, lambda o: o.name == name)
+
+    def _undeclare(self, name: str) -> None:
+        _delete(self.model.graph.value_info, lambda v: v.name == name)
 
     def _rename(self, wanted: Mapping[str, str]) -> None:
         if not wanted:

@@ -20,7 +20,7 @@ CASES = [
     for name, family in FAMILIES.items()
     for form, marks in (("legacy", ()), ("dynamo", pytest.mark.slow))
     for dynamic in (False, True)
-    if not (family.sized and dynamic and form == "legacy")
+    if not (family.sized and dynamic)
 ]
 
 
