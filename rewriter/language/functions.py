@@ -52,6 +52,9 @@ _TABLE = (
     Function("depth", _VOTE, (Target.ROLE,), Kind.NUMBER, "longest path to it in convs and linears"),
     Function("pan", _VOTE, (Target.ROLE,), Kind.BOOL, "whether a bottom-up path leads to it after the top-down one"),
     Function("tapped", _VOTE, (Target.ROLE,), Kind.BOOL, "whether it leaves the way to the other role half way"),
+    Function("alike", _VOTE, (Target.ROLE,), Kind.NUMBER, "last operators that are like the other role's, in step"),
+    Function("place", _VOTE, (Target.ROLE,), Kind.NUMBER, "position of its first output among those of the model"),
+    Function("stem", _VOTE, (Target.ROLE,), Kind.BOOL, "whether it reads the image by layers of its own"),
     Function("scope", _VOTE, (Target.ROLE,), Kind.STRING, "module path of what computes it, to compare with ~"),
 )
 

@@ -15,10 +15,11 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from rewriter.graph.view import Value
+from rewriter.graph.view import Node, Value
 from rewriter.language.syntax import Apply, Binary, Expr, Name, Not, Number, Vote
-from rewriter.matching.cones import DEEPENING, Cones
+from rewriter.matching.cones import DEEPENING, ELEMENTS_KEPT, Cones
 from rewriter.matching.predicates import Reading
+from rewriter.matching.tails import in_step
 from rewriter.matching.taps import Tap, tap
 from rewriter.matching.where import holds
 from rewriter.reporting.record import VoteRecord
@@ -64,6 +65,22 @@ class Facts:
         return sum(weight.size for weight in weights if weight is not None)
 
     @cached_property
+    def place(self) -> int:
+        """Of its first output among those of the model."""
+        return (self.mask & -self.mask).bit_length() - 1
+
+    @cached_property
+    def deepest(self) -> Value:
+        return max(self.members, key=lambda value: (self.cones.depth_of(value), -self.cones.bit(value)))
+
+    def stem(self, other: int) -> bool:
+        """Whether a layer that outputs of `other` do without reads an image by itself."""
+        cones = self.cones
+        flows = zip(cones.graph.nodes, cones.flows, strict=True)
+        own = (node for node, flow in flows if flow & self.mask and not flow & other)
+        return any(node.op in DEEPENING and _reads_image(cones, node) for node in own)
+
+    @cached_property
     def segments(self) -> frozenset[str]:
         """The parts of module paths and tensor names, of what this group alone needs."""
         names = set(self.cones.tensors(self.mask))
@@ -107,8 +124,19 @@ class Pair:
             case "tapped":
                 found = self.tap(argument)
                 return found is not None and found.early
+            case "place":
+                return facts.place
             case _:
-                return None
+                return self._of_both(function, facts, argument)
+
+    def _of_both(self, function: str, own: Facts, role: str) -> Reading:
+        """What is asked of a role but depends on the other one too."""
+        other = next((facts for name, facts in self.roles.items() if name != role), None)
+        if other is None:
+            return None
+        if function == "alike":
+            return in_step(own.cones, own.deepest, other.deepest)
+        return own.stem(other.mask) if function == "stem" else None
 
     def tap(self, role: str) -> Tap | None:
         """Where a role's group leaves the way to the other's."""
@@ -176,6 +204,18 @@ def _cast(vote: Vote, pair: Pair, exchanged: Pair) -> VoteRecord:
     return VoteRecord(vote.name, value, not vote.report_only, _figures(vote.expr, pair, exchanged))
 
 
+def _reads_image(cones: Cones, node: Node) -> bool:
+    """Whether a layer reads an input of rank 3 or more, through nothing but what hands elements on."""
+    for value in node.data:
+        maker = cones.graph.producer(value)
+        while maker is not None and maker.op in (*ELEMENTS_KEPT, "scale", "shift", "pad") and maker.data:
+            value = maker.data[0]
+            maker = cones.graph.producer(value)
+        if value.is_input and len(value.shape or ()) > 2:
+            return True
+    return False
+
+
 def verdict(votes: Sequence[Vote], records: Sequence[VoteRecord]) -> Verdict:
     """What the votes on a pair say together.
 
@@ -219,6 +259,8 @@ def _figures(expr: Expr, pair: Pair, exchanged: Pair) -> str:
     match expr:
         case Binary("<" | "<=" | ">" | ">=" | "=" | "!=" as op, Apply() as left, Apply() as right):
             values = [pair.apply(side.function, side.argument) for side in (left, right)]
+            if left.function == right.function == "alike":
+                return f"last operators that are alike, in step: {_shown(values[0])}"
             return f"{_shown(values[0])} {op} {_shown(values[1])}"
         case Binary("~", Apply("scope", role)):
             other = next((name for name in pair.roles if name != role), role)

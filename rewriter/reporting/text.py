@@ -26,6 +26,7 @@ VERDICT_STYLES = {
 }
 _NAME_LIMIT = 60  # in a table; JSON holds names whole
 _MOST_OPS = 12
+_MOST_VOTES = 30
 _MOST_REFUSALS = 8  # groups
 _MOST_OUTPUTS = 12
 
@@ -96,10 +97,12 @@ def _decisions(report: Report) -> Iterator[RenderableType]:
             yield indent(Text(escape.plain(line)))
         if decision.votes:
             votes = table("vote on (main, aux)", "says", "counts", "evidence")
-            for vote in decision.votes:
+            for vote in decision.votes[:_MOST_VOTES]:
                 counts = "yes" if vote.counts else "no"
                 add(votes, name(vote.name), vote.value, counts, escape.plain(vote.detail))
             yield indent(votes)
+            if (hidden := len(decision.votes) - _MOST_VOTES) > 0:
+                yield indent(Text(f"… and {hidden:,} more, which --json lists", style="dim"))
 
 
 def _outputs(report: Report, decision: OutputsDecision) -> RenderableType:

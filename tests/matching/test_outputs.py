@@ -420,3 +420,25 @@ def test_yolov9_in_disguise(export: Callable[[str], ModelProto], variant: str, d
     assert names(decision.removed) == declared[2:5]
     del model.graph.output[:3]
     assert choose(model).how == "nothing auxiliary"
+
+
+# --- what is shown and does not count --------------------------------------------------------------------------------
+
+
+def test_every_kind_of_evidence_is_shown_with_its_value() -> None:
+    decision = choose(dual())
+    shown = votes(decision)
+    assert list(shown) == ["depth", "pan", "tap", "scope", "deployed", "alike", "params", "macs", "stem", "place"]
+    assert [v.name for v in decision.votes if v.counts] == ["depth", "pan", "tap", "scope"]
+    assert shown["alike"] == ("silent", "last operators that are alike, in step: 1")  # both join their levels last
+    assert shown["place"] == ("true", "0 < 1")
+    assert shown["stem"] == ("silent", "stem(aux) no, stem(main) no")
+
+
+def test_a_second_stem_is_seen_and_does_not_count() -> None:
+    net = Net()
+    trunk = net.convs(net.conv(net.image, 3), 2)
+    second = net.convs(net.conv(net.add("Identity", [net.image]), 3), 1)
+    outputs = [(net.conv(net.concat(second, trunk), 16), FINE), (net.convs(trunk, 4), FINE)]
+    with pytest.raises(ChoiceError, match=r"stem +true +stem\(aux\) yes, stem\(main\) no \(does not count\)"):
+        choose(net.model(outputs[::-1]), by=AUX_PRUNE)
