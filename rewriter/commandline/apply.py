@@ -86,7 +86,10 @@ class Request:
     help="MODEL.rewritten.onnx if not given; .safetensors for weights.",
 )
 @click.option(
-    "--keep", multiple=True, metavar="NAME[,NAME]|all", help="Outputs that are wanted; nothing is guessed then."
+    "--keep",
+    multiple=True,
+    metavar="NAME[,NAME]|all",
+    help="Outputs that are wanted, by name, position (0, -1) or glob (main*); nothing is guessed then.",
 )
 @click.option("--set", "settings", multiple=True, metavar="[PATTERN.]PARAM=VALUE", help="Set a parameter of a pattern.")
 @click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename an input or output of the result.")

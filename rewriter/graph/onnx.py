@@ -23,6 +23,7 @@ from rewriter.graph.proto import (
     DEFAULT_DOMAINS,
     attributes,
     captured_names,
+    has_layers,
     producers,
     scope_of,
     topological,
@@ -188,8 +189,11 @@ class _Builder:
         captures = tuple([self._value(name) for name in self.captured[position]]) if position in self.captured else ()
         return Node(
             index, reading.op, proto.name, reading.data, outputs, reading.consts, reading.attrs, scope_of(proto),
-            proto, reading.problem, captures,
+            proto, reading.problem, captures, self._layered(proto, bool(captures) or _has_bodies(attrs)),
         )  # fmt: skip
+
+    def _layered(self, proto: NodeProto, bodies: bool) -> bool:
+        return proto.domain not in DEFAULT_DOMAINS or proto.op_type in self.overruled or (bodies and has_layers(proto))
 
     def _reading(
         self, proto: NodeProto, inputs: list[Value | None], attrs: dict[str, Any], outputs: Sequence[str]

@@ -17,6 +17,9 @@ from rewriter.graph.view import Dim
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
+LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
+"""What counts as a layer where bodies are looked into for any."""
+
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """The attributes as Python values, texts decoded; tensors, graphs and what has no type stay protobuf."""
@@ -69,6 +72,17 @@ def captured_names(node: NodeProto) -> set[str]:
         found.update(o.name for o in body.output if o.name not in own)
     found.discard("")
     return found
+
+
+def has_layers(node: NodeProto) -> bool:
+    """Whether convolutions or matrix products, or operators of other domains, are in the bodies of `node`."""
+    waiting = [*bodies(node)]
+    while waiting:
+        for inner in waiting.pop().node:
+            if inner.op_type in LAYERS or inner.domain not in DEFAULT_DOMAINS:
+                return True
+            waiting += bodies(inner)
+    return False
 
 
 def producers(outputs: Sequence[Sequence[str]], taken: Set[str] = frozenset()) -> dict[str, int]:

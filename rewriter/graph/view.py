@@ -77,7 +77,8 @@ class Node:
     `data` are the inputs that carry activations, `consts` the known tensors by role ("weight", "bias", "mean", …),
     `attrs` the attributes with defaults filled in (pads as ((begin, end), …) per spatial axis). `problem` says why
     the node is not the clean form of its op (a weight that is not constant, batch statistics, …): such a node matches
-    nothing and the refusal quotes it. `captures` are the values of this graph that the node's bodies read.
+    nothing and the refusal quotes it. `captures` are the values of this graph that the node's bodies read. `layered`
+    says that layers may hide in it: in its bodies, in a function of the model, or in an operator of another domain.
     """
 
     index: int
@@ -91,6 +92,7 @@ class Node:
     native: object = field(repr=False)
     problem: str | None = None
     captures: tuple[Value, ...] = ()
+    layered: bool = False
 
     @property
     def output(self) -> Value:

@@ -83,6 +83,15 @@ class Cones:
         """Which outputs of `mask` share nodes that carry the input's elements: a mask per way of sharing."""
         return {flow & mask for flow, alive in zip(self.flows, self.alive, strict=True) if alive and flow & mask}
 
+    @cached_property
+    def layered(self) -> list[Node]:
+        """The nodes in which layers hide that no depth counts."""
+        return [node for node in self.graph.nodes if node.layered]
+
+    def hidden(self, one: int, other: int) -> list[Node]:
+        """Those of them that work for outputs of exactly one of two masks."""
+        return [n for n in self.layered if bool(self.flows[n.index] & one) is not bool(self.flows[n.index] & other)]
+
     def exclusive(self, mask: int) -> list[Node]:
         """The nodes that outputs of `mask` need and no other output does."""
         return [n for n, m in zip(self.graph.nodes, self.needed, strict=True) if m and not m & ~mask]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import combinations, product
 from typing import Any
 
@@ -122,16 +123,25 @@ class _Decider:
         return self._decision(kept, BY_KEEP, self._evidence(kept))
 
     def _outputs(self, names: Iterable[str]) -> list[Value]:
+        found = {value.name: value for name in names for value in self._named(name)}
+        return list(found.values())
+
+    def _named(self, name: str) -> Sequence[Value]:
+        """The outputs that a name, a position or a glob means; an output that is called so comes first."""
         known = {value.name: value for value in self.cones.outputs}
-        for name in names:
-            if name not in known:
-                hint = nearest(name, known)
-                there = ", ".join(map(plain, known))
-                raise UsageError(
-                    f"--keep {plain(shlex.quote(name))}: the model has no such output{f'; {hint}' if hint else ''}"
-                    f" (its outputs are {there})"
-                )
-        return [known[name] for name in names]
+        if name in known:
+            return [known[name]]
+        places = {f"{place}": v for i, v in enumerate(known.values()) for place in (i, i - len(known))}
+        if name in places:
+            return [places[name]]
+        fitting = [value for value in known.values() if set(name) & set("*?[") and fnmatchcase(value.name, name)]
+        if fitting:
+            return fitting
+        hint = nearest(name, known)
+        raise UsageError(
+            f"--keep {plain(shlex.quote(name))}: the model has no such output{f'; {hint}' if hint else ''}"
+            f" (its outputs are {', '.join(map(plain, known))})"
+        )
 
     def _evidence(self, kept: int) -> list[Table]:
         """The votes on groups that stay against groups that go, for the report: the user has decided."""
@@ -270,6 +280,8 @@ class _Decider:
             ]
             extra = f" with {', '.join(inside)} inside" if inside else ""
             lines.append(f"  {led}{extra}: depth {facts.depth}, {facts.params:,} parameters of its own")
+        if hidden := [node.name or node.op for node in self.cones.layered]:
+            lines.append(f"not looked into: {', '.join(map(plain, hidden[:SHOWN_PAIRS]))}; layers may hide there")
         if tables:
             lines.append("votes:")
         for table in tables[:SHOWN_PAIRS]:

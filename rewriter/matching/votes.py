@@ -29,6 +29,9 @@ TRUE, FALSE, SILENT = "true", "false", "silent"
 TOGETHER = 2
 """Counting votes that have to speak for a decision, where the pattern declares as many (see `verdict`)."""
 
+COUNTING = ("depth", "pan", "tapped")
+"""Functions that count layers, and know nothing where some are hidden."""
+
 SHOWN = 3
 """Names that a vote on names quotes."""
 
@@ -112,6 +115,8 @@ class Pair:
         facts = self.roles.get(argument)
         if facts is None:
             return None
+        if function in COUNTING and self.hidden:
+            return None
         match function:
             case "depth":
                 return facts.depth
@@ -137,6 +142,13 @@ class Pair:
         if function == "alike":
             return in_step(own.cones, own.deepest, other.deepest)
         return own.stem(other.mask) if function == "stem" else None
+
+    @property
+    def hidden(self) -> list[Node]:
+        """Nodes of one of the roles alone in which layers hide that nothing here counts."""
+        masks = [facts.mask for facts in self.roles.values()]
+        first = next(iter(self.roles.values()), None)
+        return first.cones.hidden(*masks) if first is not None and len(masks) == 2 else []
 
     def tap(self, role: str) -> Tap | None:
         """Where a role's group leaves the way to the other's."""

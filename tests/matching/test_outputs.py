@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
@@ -442,3 +443,65 @@ def test_a_second_stem_is_seen_and_does_not_count() -> None:
     outputs = [(net.conv(net.concat(second, trunk), 16), FINE), (net.convs(trunk, 4), FINE)]
     with pytest.raises(ChoiceError, match=r"stem +true +stem\(aux\) yes, stem\(main\) no \(does not count\)"):
         choose(net.model(outputs[::-1]), by=AUX_PRUNE)
+
+
+# --- positions, globs, and what cannot be looked into ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (("1",), ["second"]),
+        (("-2",), ["first"]),
+        (("sec*",), ["second"]),
+        (("*",), ["first", "second"]),
+        (("[fs]*", "0"), ["first", "second"]),
+    ],
+)
+def test_outputs_by_position_and_by_glob(given: tuple[str, ...], kept: list[str]) -> None:
+    assert names(choose(dual(), *given).kept) == kept
+
+
+def test_a_name_comes_before_a_position_and_a_glob() -> None:
+    net = Detector()
+    outputs = [(net.decoded(net.aux, "1"), POINTS), (net.decoded(net.main, "[1]"), POINTS)]
+    model = net.model(outputs)
+    assert names(choose(model, "1").kept) == ["1"] and names(choose(model, "[1]").kept) == ["[1]"]
+    assert names(choose(model, "[0-9]").kept) == ["1"]
+
+
+@pytest.mark.parametrize("given", ["2", "-3", "main*"])
+def test_a_position_or_glob_without_outputs_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="no such output"):
+        choose(dual(), given)
+
+
+def hiding(kind: str, *, layers: bool = True) -> ModelProto:
+    """Two heads of which the second ends in a body or in a function of the model."""
+    net = Detector()
+    first, inner = net.decoded(net.aux, "first"), net.decoded(net.main, "")
+    if kind == "function":
+        net.nodes.append(helper.make_node("Head", [inner], ["second"], "head", domain="of.ours"))
+    else:
+        flag = net.add("Constant", [], value=helper.make_tensor("v", TensorProto.BOOL, [], [True]))
+        info = helper.make_tensor_value_info("done", TensorProto.FLOAT, list(POINTS))
+        op, reads = ("MatMul", [inner, net.weight(WEIGHT)]) if layers else ("Neg", [inner])
+        body = helper.make_graph([helper.make_node(op, reads, ["done"])], "branch", [], [info])
+        net.add("If", [flag], "second", then_branch=body, else_branch=body)
+    return net.model([(first, POINTS), ("second", POINTS)])
+
+
+WEIGHT = np.eye(POINTS[-1], dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", ["function", "body"])
+def test_layers_that_nobody_counts_leave_the_choice_to_the_user(kind: str) -> None:
+    model = hiding(kind)
+    with pytest.raises(ChoiceError, match=r"not looked into: .*layers may hide there") as caught:
+        choose(model)
+    assert "unknown < unknown" in str(caught.value)
+    assert names(choose(model, "second").removed) == ["first"]
+
+
+def test_a_body_without_layers_hides_nothing() -> None:
+    assert names(choose(hiding("body", layers=False)).removed) == ["first"]
