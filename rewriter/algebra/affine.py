@@ -212,42 +212,59 @@ class Affine:
         Windows are aligned by their offsets; the taps of both lie on the lattice of their common divisor, and the
         channels in the coarsest groups that hold both.
         """
-        if difference := self._differs(other, size):
+        rows = self.rows.union(other.rows) if self.outputs == other.outputs else self.rows
+        total = self._blank(other, rows, at, size, "adds")
+        if isinstance(total, Refusal):
+            return total
+        for part in (self, other):
+            add_rows(total._where(part), part.rows.first - rows.first, part.kernel, part.rows.count)
+        return replace(total, bias=self.bias + other.bias)
+
+    def beside(self, other: Affine, *, at: str, size: Size | None = None) -> Affine | Refusal:
+        """The channels of this map, then those of another map of the same input."""
+        total = self._blank(other, self.rows.beside(other.rows), at, size, "joins")
+        if isinstance(total, Refusal):
+            return total
+        total._where(self)[: self.outputs, : self.kernel.shape[1]] = self.kernel
+        total._where(other)[self.outputs :, : other.kernel.shape[1]] = other.kernel
+        return replace(total, bias=np.concatenate([self.bias, other.bias]))
+
+    def _blank(self, other: Affine, rows: Rows, at: str, size: Size | None, does: str) -> Affine | Refusal:
+        """A map without weights whose window holds those of both; both have to give the same extents."""
+        if difference := self._differs(other, size, does):
             return Refusal(Reason.SHAPE, at, difference)
         axes = [_common(a, b) for a, b in zip(self._taps(), other._taps(), strict=True)]
-        rows = self.rows.union(other.rows)
         window = tuple((last - first) // step + 1 for first, step, last in axes)
-        shape = (self.outputs, rows.width, *window)
+        shape = (rows.outputs, rows.width, *window)
         if prod(shape) > max(MOST_ELEMENTS, self.kernel.size + other.kernel.size):
             return Refusal(Reason.LIMIT, at, f"the common kernel would have {prod(shape):,} elements")
-        total = Affine(
+        return Affine(
             kernel=np.zeros(shape),
-            bias=self.bias + other.bias,
+            bias=np.zeros(rows.outputs),
             stride=self.stride,
             offset=tuple(first for first, _, _ in axes),
             dilation=tuple(step for _, step, _ in axes),
-            growth=self.growth,
+            growth=tuple(map(min, self.growth, other.growth)),  # where they differ, both give the known extent
             rows=rows,
         )
-        for part in (self, other):
-            add_rows(total._where(part), part.rows.first - rows.first, part.kernel, part.rows.count)
-        return total
 
-    def _differs(self, other: Affine, size: Size | None) -> str | None:
-        """Why the results of two maps of one input cannot be added element by element, if so."""
+    def _differs(self, other: Affine, size: Size | None, does: str) -> str | None:
+        """Why the results of two maps do not lie on one grid over one input, if so."""
         if self.rank != other.rank:
-            return f"adds {self.rank} spatial axes to {other.rank}"
+            return f"{does} {self.rank} spatial axes to {other.rank}"
         if self.inputs != other.inputs:
-            return f"adds a map of {self.inputs} channels to one of {other.inputs}"
-        if self.outputs != other.outputs:
+            return f"{does} a map of {self.inputs} channels to one of {other.inputs}"
+        if does == "adds" and self.outputs != other.outputs:
             return f"adds {self.outputs} channels to {other.outputs}"
         if self.stride != other.stride:
-            return f"adds stride {self.stride} to {other.stride}"
+            return f"{does} stride {self.stride} to {other.stride}"
         known = size or (None,) * self.rank
         sizes = zip(self.extent(known), other.extent(known), self.growth, other.growth, strict=True)
         for axis, (mine, theirs, growth, others) in enumerate(sizes):
             if growth != others and (mine is None or mine != theirs):
-                return f"adds extents that are not provably equal on spatial axis {axis} ({growth:+d} and {others:+d})"
+                return (
+                    f"{does} extents that are not provably equal on spatial axis {axis} ({growth:+d} and {others:+d})"
+                )
         return None
 
     def _taps(self) -> list[tuple[int, int, int]]:

@@ -1,8 +1,8 @@
 """Reading the constants of a node: as finite float64 arrays, and as one number per channel.
 
 Invariant: a constant is per channel only if, aligned from the right at the rank of the value it meets, every axis but
-the channel axis is 1 and the channel axis is 1 or C; it then never changes the shape of that value. So [C] is the last
-spatial axis and [C, 1] is height by width, whatever C is (ONNX and numpy broadcasting rules).
+the channel axis is 1 and the channel axis is 1 or C; it then never changes the shape of that value. So beside an image
+[C] is the last spatial axis and [C, 1] is height by width, whatever C is (ONNX and numpy broadcasting rules).
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ def vector(node: Node, role: str, channels: int) -> Array | Refusal:
     return values
 
 
-def per_channel(node: Node, role: str, channels: int, rank: int) -> Array | Refusal:
-    """A broadcast operand as one number per channel of a value with `rank` spatial axes."""
+def per_channel(node: Node, role: str, channels: int, axis: int | None, rank: int) -> Array | Refusal:
+    """A broadcast operand as one number per channel of a value with `rank` axes, the channels on `axis`.
+
+    One number for all fits whatever the axes are.
+    """
     values = tensor(node, role)
     if isinstance(values, Refusal):
         return values
-    aligned = (1,) * (rank + 2 - values.ndim) + values.shape
-    if len(aligned) == rank + 2 and aligned[1] in (1, channels) and all(n == 1 for n in aligned[:1] + aligned[2:]):
+    aligned = (1,) * (rank - values.ndim) + values.shape
+    others = [n for i, n in enumerate(aligned) if i != axis]
+    if len(aligned) == rank and all(n == 1 for n in others) and values.size in (1, channels):
         return np.broadcast_to(values.reshape(-1), (channels,))
     found = list(values.shape)
     return Refusal(Reason.SHAPE, name_of(node), f"its {role} has shape {found}, not one number per {channels} channels")

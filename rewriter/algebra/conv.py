@@ -64,6 +64,10 @@ class ConvForm:
     dtype: str
 
     @property
+    def nodes(self) -> int:
+        return 1
+
+    @property
     def parameters(self) -> int:
         return self.kernel.size + (0 if self.bias is None else self.bias.size)
 
@@ -82,7 +86,7 @@ def conv_of(affine: Affine, dtype: str, *, at: str = "") -> ConvForm | Refusal:
     padded = _with_pads(affine, at)
     if isinstance(padded, Refusal):
         return padded
-    lost = _lost(padded, dtype, at)
+    lost = lost_in(padded, dtype, at)
     if lost is not None:
         return lost
     groups = padded.groups
@@ -135,7 +139,7 @@ def _with_pads(affine: Affine, at: str) -> Affine | Refusal:
     )
 
 
-def _lost(affine: Affine, dtype: str, at: str) -> Refusal | None:
+def lost_in(affine: Affine, dtype: str, at: str) -> Refusal | None:
     """What rounding would destroy: a value that overflows, or a channel whose every weight is below the normal range.
 
     Such a channel keeps fewer bits than the type has, or none. One whose largest weight is normal loses at most half a

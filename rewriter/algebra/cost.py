@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
-from rewriter.algebra.conv import ConvForm
+from rewriter.algebra.linear import Form
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Node, Value
@@ -48,8 +48,8 @@ class Work:
     positions: Mapping[str, float]
     whole: bool
 
-    def of_conv(self, conv: ConvForm, exit_: Value) -> float:
-        return conv.kernel.size * self.positions.get(exit_.name, 1.0)
+    def of_form(self, form: Form, exit_: Value) -> float:
+        return form.kernel.size * self.positions.get(exit_.name, 1.0)
 
 
 def work_of(nodes: Sequence[Node], shapes: Shapes = NO_SHAPES) -> Work:
@@ -61,13 +61,14 @@ def _on_image(nodes: Sequence[Node], shapes: Shapes) -> Work | None:
     """On the sizes that are known; None where one is missing."""
     by_node: dict[int, float] = {}
     positions: dict[str, float] = {}
+    features = any(node.op == "linear" for node in nodes) and not any(node.op == "conv" for node in nodes)
     for node in nodes:
         for value in (*node.data, *node.outputs):
             sizes = shapes.get(value.name, ())[1:]
             known = [n for n in sizes if isinstance(n, int)]
             if len(known) != len(sizes) or not known:
                 return None
-            positions[value.name] = prod(known[:-1] if node.op == "linear" else known[1:])
+            positions[value.name] = prod(known[:-1] if features or node.op == "linear" else known[1:])
         at = positions[node.data[0].name if node.op == "conv_transpose" else node.output.name]
         everywhere = prod(n for n in shapes[node.output.name][1:] if isinstance(n, int))
         by_node[node.index] = _weight_size(node) * at if node.op in WEIGHTED else everywhere * (node.op in PER_CHANNEL)
@@ -122,10 +123,10 @@ def cost_of_part(nodes: Sequence[Node], work: Work) -> Cost:
     return Cost(sum(parameters.values()), operations, not work.whole, sum(stored.values()))
 
 
-def cost_of_conv(conv: ConvForm, work: Work | None = None, exit_: Value | None = None) -> Cost:
-    """What a conv in place of a region costs, in the unit of the region's `work`."""
-    operations = float(conv.kernel.size if work is None or exit_ is None else work.of_conv(conv, exit_))
-    return Cost(conv.parameters, operations, work is None or not work.whole, conv.parameters * ITEM[conv.dtype])
+def cost_of_form(form: Form, work: Work | None = None, exit_: Value | None = None) -> Cost:
+    """What a conv or matrix in place of a region costs, in the unit of the region's `work`."""
+    operations = float(form.kernel.size if work is None or exit_ is None else work.of_form(form, exit_))
+    return Cost(form.parameters, operations, work is None or not work.whole, form.parameters * ITEM[form.dtype])
 
 
 def gate(before: Cost, after: Cost, *, at: str, bias: int = 0) -> TooDear | None:
@@ -164,6 +165,8 @@ def _channels(nodes: Iterable[Node]) -> dict[str, int]:
             given = [node.consts["scale"].size]
         elif node.op == "scale" and not given:
             given = [node.consts["factor"].size]
+        elif node.op == "concat":
+            given = [sum(given)]
         if given:
             known[node.output.name] = max(given)
     return known

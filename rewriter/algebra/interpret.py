@@ -6,28 +6,20 @@ there is a Refusal that names the node. Leftovers (`Region.rest`) read as zero: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from rewriter.algebra.affine import Affine, Size
-from rewriter.algebra.constants import FLOATS, name_of, normalisation, per_channel, tensor
+from rewriter.algebra import layout, operators
+from rewriter.algebra.affine import Affine
+from rewriter.algebra.constants import FLOATS, name_of, tensor
+from rewriter.algebra.terms import Space, Term, aside
 from rewriter.errors import Reason, Refusal
-from rewriter.graph.view import Node
+from rewriter.graph.view import Dim, Node
 from rewriter.matching.region import Region
 
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A value inside: an affine map of the entry (None for zero), and whether leftovers were added to it."""
-
-    map: Affine | None
-    open: bool = False
-
-
-Rule: TypeAlias = "Callable[[Node, Affine, Size], Affine | Refusal]"
+Found: TypeAlias = "Term | Refusal"
 
 
 def interpret(region: Region) -> Affine | Refusal:
@@ -38,16 +30,19 @@ def interpret(region: Region) -> Affine | Refusal:
     for sign, value in region.rest:  # an entry that is left over as well was read as itself: take it out again
         if value.name == region.entry.name and total is not None:
             entry = Affine.identity(total.inputs, total.rank)
-            size = _entry_space(region)
-            assert not isinstance(size, Refusal)
-            total = total.plus(entry.negated() if sign > 0 else entry, at=region.name, size=size[1])
+            space = space_of(region)
+            assert not isinstance(space, Refusal)
+            total = total.plus(entry.negated() if sign > 0 else entry, at=region.name, size=space.size)
             if isinstance(total, Refusal):
                 return total
     return Refusal(Reason.ENTRY, region.name, "does not depend on its entry") if total is None else total
 
 
 def maps(region: Region) -> Mapping[str, Affine | Refusal]:
-    """The map of every value of the region over its entry; what reads a refused one is refused by the same."""
+    """The map of every value of the region over its entry; what reads a refused one is refused by the same.
+
+    A value whose axes lie otherwise than the entry's has an `Aside` in place of its map.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows float64 is not finite, and refused as a conv
         return _maps(region)
 
@@ -59,27 +54,30 @@ def _maps(region: Region) -> Mapping[str, Affine | Refusal]:
     dtype = dtype_of(region)
     if isinstance(dtype, Refusal):
         return _all(region, dtype)
-    space = _entry_space(region)
+    space = space_of(region)
     if isinstance(space, Refusal):
         return _all(region, space)
-    channels, size = space
-    entry = Affine.identity(channels, len(size))
-    terms = {value.name: Term(None, open=True) for _, value in region.rest}
-    terms[region.entry.name] = Term(entry)
-    refused: dict[str, Affine | Refusal] = {}
+    entry = Affine.identity(space.channels, len(space.size))
+    terms: dict[str, Found] = {value.name: Term(None, space.layout, open=True) for _, value in region.rest}
+    terms[region.entry.name] = Term(entry, space.layout)
     for node in region.nodes:
-        behind = next((refused[v.name] for v in node.data if v.name in refused), None)
-        term = _apply(node, terms, size) if behind is None else behind
-        for output in node.outputs:
-            if isinstance(term, Term):
-                terms[output.name] = term
-            else:
-                refused[output.name] = term
-    return refused | {name: term.map for name, term in terms.items() if term.map is not None}
+        for output, term in zip(node.outputs, _apply(node, terms, space), strict=False):
+            terms[output.name] = term
+    return {name: found for name, term in terms.items() if (found := _shown(name, term, space)) is not None}
+
+
+def _shown(name: str, term: Found, space: Space) -> Affine | Refusal | None:
+    if isinstance(term, Refusal):
+        return term
+    return term.map if term.map is None or term.layout == space.layout else aside(name)
 
 
 def _all(region: Region, refusal: Refusal) -> Mapping[str, Affine | Refusal]:
-    return {node.output.name: refusal for node in region.nodes}
+    return {output.name: refusal for node in region.nodes for output in node.outputs}
+
+
+CHOOSING = frozenset({"indices", "condition"})
+"""Constants that say which elements, and are none."""
 
 
 def dtype_of(region: Region) -> str | Refusal:
@@ -87,8 +85,9 @@ def dtype_of(region: Region) -> str | Refusal:
     values = [region.entry, *(value for _, value in region.rest), *(node.output for node in region.nodes)]
     found = {value.dtype: value.name for value in values if value.dtype is not None}
     for node in region.nodes:
-        for constant in node.consts.values():
-            found.setdefault(constant.dtype, constant.name)
+        for role, constant in node.consts.items():
+            if role not in CHOOSING:
+                found.setdefault(constant.dtype, constant.name)
     if not found:
         return Refusal(Reason.TYPE, region.name, "its element type is not known")
     if len(found) > 1:
@@ -98,24 +97,42 @@ def dtype_of(region: Region) -> str | Refusal:
     return dtype if dtype in FLOATS else Refusal(Reason.TYPE, region.name, f"{dtype} does not fold")
 
 
-def _entry_space(region: Region) -> tuple[int, Size] | Refusal:
-    """Channels and spatial extents of the entry, from the first conv or norm that reads it and from its shape.
+# --- the entry -------------------------------------------------------------------------------------------------------
+
+WINDOWED = frozenset({"conv", "avg_pool", "pad"})
+"""Operators on images: channels on axis 1, windows over every axis behind it."""
+
+LIKE = frozenset({"scale", "shift", "add", "sub", "sum", "neg", "identity", "dropout", "cast", "leaky_relu", "bn"})
+LIKE_IMAGES = LIKE | {"pad", "avg_pool"}
+"""Operators whose result has the channels that they read."""
+
+
+def space_of(region: Region) -> Space | Refusal:
+    """The entry's axes: those of an image where a window slides over it, else as the first product or norm reads them.
+
+    Where none does, channels are taken to be on axis 1.
+    """
+    if any(node.op in WINDOWED for node in region.nodes):
+        return _images(region)
+    found = _features(region)
+    products = any(node.op == "linear" for node in region.nodes)
+    return _images(region) if isinstance(found, Refusal) and not products else found
+
+
+def _images(region: Region) -> Space | Refusal:
+    """Channels and rank from the first conv or norm that reads the entry and from its shape.
 
     What the others say is checked where they are applied.
     """
     shape = region.entry.shape
     channels = rank = None
-    like_entry = {region.entry.name}
-    for node in region.nodes:
-        if not any(value.name in like_entry for value in node.data):
-            continue
+    for node in _readers(region, LIKE_IMAGES):
         if node.op == "conv" and "weight" in node.consts and len(node.consts["weight"].shape) > 1:
             weight = node.consts["weight"].shape
             channels, rank = weight[1] * int(node.attrs["groups"]), len(weight) - 2
             break
         if node.op == "bn" and "scale" in node.consts:
             channels = channels or node.consts["scale"].size
-        like_entry.add(node.output.name)
     if shape is not None:
         rank = len(shape) - 2 if rank is None else rank
         known = shape[1] if len(shape) > 1 and isinstance(shape[1], int) else channels
@@ -125,22 +142,105 @@ def _entry_space(region: Region) -> tuple[int, Size] | Refusal:
             return Refusal(Reason.SHAPE, region.name, f"{region.entry.name} has {found}")
     if not channels or rank is None or rank < 0:
         return Refusal(Reason.DYNAMIC, region.name, f"the rank or channels of {region.entry.name} are not known")
-    spatial = (None,) * rank if shape is None else shape[2:]
-    return channels, tuple(n if isinstance(n, int) else None for n in spatial)
+    return Space(channels, 1, (None,) * (rank + 2) if shape is None else shape, windows=True)
 
 
-def _apply(node: Node, terms: Mapping[str, Term], size: Size) -> Term | Refusal:
-    """What a node makes of the terms that it reads."""
+def _features(region: Region) -> Space | Refusal:
+    """The channels are on the axis that the first product or norm takes for them.
+
+    Where that is axis 1 and there are others behind it, these are the axes of an image, over which no window slides.
+    """
+    shape = region.entry.shape or _of_two_axes(region)
+    if shape is None:
+        return Refusal(Reason.DYNAMIC, region.name, f"the axes of {region.entry.name} are not known")
+    places: dict[str, layout.Layout] = {region.entry.name: tuple([(axis,) for axis in range(len(shape))])}
+    for node in region.nodes:
+        axes = places.get(node.data[0].name) if node.data else None
+        if axes is None:
+            continue
+        if node.op in ("linear", "bn"):
+            found = _channel_axis(node, axes)
+            if found is None:
+                break
+            axis, channels = found
+            if shape[axis] not in (channels, None):
+                return Refusal(Reason.SHAPE, name_of(node), f"reads {channels} channels of {shape[axis]}")
+            return Space(channels, axis, shape, windows=axis == 1 and len(shape) > 2)
+        if node.op in LIKE:
+            places[node.output.name] = axes
+        elif node.op in operators.VIEWS:
+            moved = operators.VIEWS[node.op](node.attrs, axes, lambda axis: _number(shape[axis]))
+            if moved is not None:
+                places[node.output.name] = moved
+    return Refusal(Reason.DYNAMIC, region.name, f"it is not clear which axis of {region.entry.name} holds the channels")
+
+
+def _number(extent: Dim) -> int | None:
+    return extent if isinstance(extent, int) else None
+
+
+def _of_two_axes(region: Region) -> tuple[Dim, ...] | None:
+    """A Gemm reads a matrix, and what is per channel on the way to it keeps the axes."""
+    read = any(node.op == "linear" and node.attrs.get("rank") == 2 for node in _readers(region, LIKE))
+    return (None, None) if read else None
+
+
+def _channel_axis(node: Node, axes: layout.Layout) -> tuple[int, int] | None:
+    """The entry's axis that a product or norm reads as channels, and how many."""
+    role, at = ("weight", -1) if node.op == "linear" else ("scale", 1)
+    held = node.consts.get(role)
+    if held is None or not held.shape or len(axes) < 2 or len(axes[at]) != 1:
+        return None
+    return axes[at][0], held.shape[-1]
+
+
+def _readers(region: Region, like: frozenset[str]) -> Iterator[Node]:
+    """The nodes that read the entry, or what operators `like` it made of it."""
+    names = {region.entry.name}
+    for node in region.nodes:
+        if any(value.name in names for value in node.data):
+            yield node
+            if node.op in like:
+                names.add(node.output.name)
+
+
+# --- one node --------------------------------------------------------------------------------------------------------
+
+
+def _apply(node: Node, terms: Mapping[str, Found], space: Space) -> Sequence[Found]:
+    """What a node makes of the terms that it reads, by output."""
+    found = _read(node, terms)
+    if isinstance(found, Refusal):
+        return [found] * len(node.outputs)
+    if node.op == "split" and len(found) == 1 and found[0].map is not None and not found[0].open:
+        cut = operators.parts(node, found[0], found[0].map)
+        return [cut] * len(node.outputs) if isinstance(cut, Refusal) else cut
+    made = _made(node, found, space)
+    return [made, *[Refusal(Reason.OP, name_of(node), f"{node.op} has several results")] * (len(node.outputs) - 1)]
+
+
+def _read(node: Node, terms: Mapping[str, Found]) -> list[Term] | Refusal:
+    read: list[Term] = []
+    for value in node.data:
+        term = terms.get(value.name)
+        if term is None:
+            detail = f"reads {value.name}, which is neither inside nor the entry"
+            return Refusal(Reason.ENTRY, name_of(node), detail)
+        if isinstance(term, Refusal):
+            return term
+        read.append(term)
+    return read
+
+
+def _made(node: Node, read: list[Term], space: Space) -> Found:
     name = name_of(node)
-    unknown = [value.name for value in node.data if value.name not in terms]
-    if unknown:
-        return Refusal(Reason.ENTRY, name, f"reads {unknown[0]}, which is neither inside nor the entry")
-    read = [terms[value.name] for value in node.data]
     if node.op in SUMS:
-        return _sum(name, SUMS[node.op](len(read)), read, size)
+        return _sum(name, SUMS[node.op](len(read)), read, space)
+    if node.op == "concat":
+        return operators.join(node, read, space)
     if len(read) == 1 and node.op in TRANSPARENT and TRANSPARENT[node.op](node):
         return read[0]
-    rule = RULES.get(node.op)
+    rule = operators.RULES.get(node.op)
     if rule is None or len(read) != 1:
         reason = Reason.TYPE if node.op == "cast" else Reason.OP
         return Refusal(reason, name, f"{node.op} is not an affine map that folds")
@@ -149,8 +249,7 @@ def _apply(node: Node, terms: Mapping[str, Term], size: Size) -> Term | Refusal:
         return Refusal(Reason.OP, name, "a leftover of the sum goes through it")
     if term.map is None:
         return term
-    result = rule(node, term.map, size)
-    return result if isinstance(result, Refusal) else Term(result, term.open)
+    return rule(node, term, term.map, space)
 
 
 def _keeps_leftovers(node: Node, term: Term) -> bool:
@@ -163,99 +262,20 @@ def _keeps_leftovers(node: Node, term: Term) -> bool:
     return not isinstance(factor, Refusal) and bool((factor == 1).all() or (factor == -1).all())
 
 
-def _sum(name: str, signs: tuple[int, ...], read: list[Term], size: Size) -> Term | Refusal:
+def _sum(name: str, signs: tuple[int, ...], read: list[Term], space: Space) -> Found:
     total: Affine | None = None
+    if any(term.layout != read[0].layout for term in read):
+        return Refusal(Reason.SHAPE, name, "adds values whose axes lie differently")
     for sign, term in zip(signs, read, strict=True):
         if term.map is None:
             continue
         part = term.map if sign > 0 else term.map.negated()
-        summed = part if total is None else total.plus(part, at=name, size=size)
+        summed = part if total is None else total.plus(part, at=name, size=space.size)
         if isinstance(summed, Refusal):
             return summed
         total = summed
-    return Term(total, open=any(term.open for term in read))
+    return Term(total, read[0].layout, open=any(term.open for term in read))
 
-
-def _conv(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
-    kernel, name = tensor(node, "weight"), name_of(node)
-    if isinstance(kernel, Refusal):
-        return kernel
-    groups, strides, pads, dilations = (node.attrs[key] for key in ("groups", "strides", "pads", "dilations"))
-    if not kernel.size or kernel.ndim < 3:
-        return Refusal(Reason.SHAPE, name, f"its weight has shape {list(kernel.shape)}")
-    if {len(strides), len(pads), len(dilations), kernel.ndim - 2} != {inner.rank}:
-        return Refusal(Reason.SHAPE, name, f"strides, pads, dilations and weight are not all for {inner.rank} axes")
-    if groups < 1 or len(kernel) % groups or min(strides) < 1 or min(dilations) < 1:
-        return Refusal(Reason.VALUE, name, "groups, strides and dilations have to be positive, groups divide channels")
-    if any(pad < 0 for ends in pads for pad in ends):
-        return Refusal(Reason.VALUE, name, "its pads are negative")
-    bias = None
-    if "bias" in node.consts:
-        bias = tensor(node, "bias")
-        if isinstance(bias, Refusal):
-            return bias
-        if bias.shape != (len(kernel),):
-            return Refusal(Reason.SHAPE, name, f"its bias has shape {list(bias.shape)} where [{len(kernel)}] is needed")
-    outer = Affine.conv(kernel, bias, stride=tuple(strides), pads=tuple(pads), dilation=tuple(dilations), groups=groups)
-    return inner.then(outer, at=name, size=size)
-
-
-def _bn(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
-    norm = normalisation(node, inner.outputs)
-    if isinstance(norm, Refusal):
-        return norm
-    factor, term = norm
-    return inner.scaled(factor).shifted(term)
-
-
-def _scale(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
-    factor = per_channel(node, "factor", inner.outputs, inner.rank)
-    return factor if isinstance(factor, Refusal) else inner.scaled(factor)
-
-
-def _shift(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
-    term = per_channel(node, "term", inner.outputs, inner.rank)
-    if isinstance(term, Refusal):
-        return term
-    return (inner.negated() if node.attrs["sign"] < 0 else inner).shifted(term)
-
-
-def _pad(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
-    pads, name = node.attrs["pads"], name_of(node)
-    if node.attrs["mode"] != "constant":
-        return Refusal(Reason.EXACT, name, f"what it pads with ({node.attrs['mode']}) is no part of an affine map")
-    if len(pads) != inner.rank + 2:
-        return Refusal(Reason.SHAPE, name, f"pads {len(pads)} axes of a value with {inner.rank + 2}")
-    if any(pad for ends in pads[:2] for pad in ends):
-        return Refusal(Reason.OP, name, "pads images or channels, not borders")
-    return inner.padded(pads[2:], float(node.attrs["value"]), at=name, size=size)
-
-
-def _avg_pool(node: Node, inner: Affine, size: Size) -> Affine | Refusal:
-    """A depthwise conv with equal weights, where every window counts as many elements."""
-    window, strides, pads, dilations = (node.attrs[key] for key in ("window", "strides", "pads", "dilations"))
-    name = name_of(node)
-    if len(window) != inner.rank:
-        return Refusal(Reason.SHAPE, name, f"has a window of {len(window)} axes on {inner.rank}")
-    if not node.attrs["include_pad"] and any(pad for ends in pads for pad in ends):
-        return Refusal(Reason.EXACT, name, "leaves the padding out of its averages: it is another map at the border")
-    kernel = np.full((inner.outputs, 1, *window), 1 / np.prod(window, dtype=np.float64))
-    mean = Affine.conv(kernel, stride=strides, pads=pads, dilation=dilations, groups=inner.outputs)
-    spare = zip(inner.extent(size), mean.growth, strides, strict=True)
-    if node.attrs["ceil"] and any(s > 1 and (n is None or (n + g - 1) % s) for n, g, s in spare):
-        return Refusal(Reason.EXACT, name, "rounds its size up: its last window may stand outside the image")
-    return inner.then(mean, at=name, size=size)
-
-
-RULES: Mapping[str, Rule] = {
-    "conv": _conv,
-    "bn": _bn,
-    "scale": _scale,
-    "shift": _shift,
-    "pad": _pad,
-    "avg_pool": _avg_pool,
-}
-"""How an op with one operand continues an affine map."""
 
 SUMS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
     "add": lambda n: (1,) * n,

@@ -1,4 +1,4 @@
-"""What may be done with a match: `fold` puts one conv in place of an affine region, `bypass` takes out idle nodes.
+"""What may be done with a match: `fold` puts one conv or matrix in place of a region, `bypass` takes out idle nodes.
 
 Invariant: an action proves what it does, whatever the pattern file claims. It gives a plan and changes nothing itself,
 or a refusal with the reason; every plan strictly lowers the number of nodes, so rewriting ends.
@@ -6,14 +6,15 @@ or a refusal with the reason; every plan strictly lowers the number of nodes, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rewriter.algebra import cost
-from rewriter.algebra.conv import ConvForm, conv_of
+from rewriter.algebra.conv import ConvForm
 from rewriter.algebra.cost import NO_SHAPES, TooDear
-from rewriter.algebra.interpret import dtype_of, interpret
+from rewriter.algebra.interpret import dtype_of, interpret, space_of
+from rewriter.algebra.linear import Form, LinearForm, form_of
 from rewriter.algebra.proof import prove
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
@@ -25,6 +26,7 @@ from rewriter.matching.region import Region
 from rewriter.matching.where import Bindings, holds
 from rewriter.reporting.record import Cost, Proof
 from rewriter.rewriting.edits import AddConstant, AddNode, Edit, Plan, RemoveNode, Rewire
+from rewriter.rewriting.sized import Sized
 
 Fresh = Callable[[str], str]
 """Gives a name that nothing has yet, near the hint."""
@@ -40,11 +42,13 @@ class Done:
     proof: Proof | None = None
 
 
-def act(graph: Graph, match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES) -> Done | Refusal:
+def act(
+    graph: Graph, match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES, sized: Sized | None = None
+) -> Done | Refusal:
     """Carry out the action of the match's pattern, on paper; `shapes` are sizes by value name, where known."""
     match match.query.pattern.action:
-        case Fold():
-            return fold(match, fresh, shapes)
+        case Fold(kinds):
+            return fold(match, kinds, fresh, shapes, sized or Sized(graph))
         case Bypass():
             return bypass(graph, match.region)
         case other:
@@ -55,43 +59,52 @@ def act(graph: Graph, match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES) ->
 # --- fold ------------------------------------------------------------------------------------------------------------
 
 
-def fold(match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES) -> Done | Refusal:
-    """One conv in place of a region that computes an affine map of its entry, plus what its sum leaves over.
+def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, sized: Sized) -> Done | Refusal:
+    """One operator in place of a region that computes an affine map of its entry, plus what its sum leaves over.
 
     The gate looks at the region as if it stood alone: a weight that somebody outside reads too counts as the region's,
     although it stays for them. The totals of the report count each stored tensor once, and show what that costs.
     """
-    region = match.region
+    region = sized.entered(match.region)
+    form = _form(region)
+    if isinstance(form, Refusal):
+        return form
+    kind = "linear" if isinstance(form, LinearForm) else "conv"
+    if kind not in kinds:
+        return Refusal(
+            Reason.OP, region.name, f"it would fold to {kind}, and the pattern folds to {' or '.join(kinds)}"
+        )
+    work = cost.work_of(region.nodes, shapes)
+    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region.exit)
+    refused = _too_dear(match, form, before, after)
+    if refused is not None:
+        return refused
+    proof = prove(region, form)
+    if isinstance(proof, Refusal):
+        return proof
+    return Done(replace(region, form, fresh), before, after, proof)
+
+
+def _form(region: Region) -> Form | Refusal:
     affine = interpret(region)
     if isinstance(affine, Refusal):
         return affine
-    dtype = dtype_of(region)
+    dtype, space = dtype_of(region), space_of(region)
     if isinstance(dtype, Refusal):
         return dtype
-    conv = conv_of(affine, dtype, at=region.name)
-    if isinstance(conv, Refusal):
-        return conv
-    work = cost.work_of(region.nodes, shapes)
-    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_conv(conv, work, region.exit)
-    refused = _too_dear(match, conv, before, after)
-    if refused is not None:
-        return refused
-    proof = prove(region, conv)
-    if isinstance(proof, Refusal):
-        return proof
-    return Done(replace(region, conv, fresh), before, after, proof)
+    return space if isinstance(space, Refusal) else form_of(affine, dtype, space, at=region.name)
 
 
-def _too_dear(match: Match, conv: ConvForm, before: Cost, after: Cost) -> Refusal | None:
+def _too_dear(match: Match, form: Form, before: Cost, after: Cost) -> Refusal | None:
     """The pattern's own cost clause where it has one, else the default gate; nothing with cost=off."""
     region, clause = match.region, match.query.pattern.cost
-    if 1 + len(region.rest) >= len(region.nodes):
+    if form.nodes + len(region.rest) >= len(region.nodes):
         return Refusal(Reason.COST, region.name, "the fold would not save a node")
     if not match.query.cost_gate:
         return None
     if clause is None:
-        return cost.gate(before, after, at=region.name, bias=0 if conv.bias is None else conv.bias.size)
-    nodes = {"before": len(region.nodes), "after": 1 + len(region.rest)}
+        return cost.gate(before, after, at=region.name, bias=0 if form.bias is None else form.bias.size)
+    nodes = {"before": len(region.nodes), "after": form.nodes + len(region.rest)}
     if holds(clause, _CostScope(match.bindings, {"before": before, "after": after}, nodes)):
         return None
     detail = f"the pattern's cost clause is false: folded it would cost {cost.in_words(before, after)}"
@@ -124,28 +137,11 @@ class _CostScope:
         return self.bindings.name(name)
 
 
-def replace(region: Region, conv: ConvForm, fresh: Fresh) -> Plan:
-    """exit = conv(entry) + what stays, under the exit's own name."""
-    main = _main_conv(region)
+def replace(region: Region, form: Form, fresh: Fresh) -> Plan:
+    """exit = form(entry) + what stays, under the exit's own name."""
     last = region.nodes[-1]
-    weight = fresh(
-        f"{main.consts['weight'].name.removesuffix('.folded')}.folded" if main else f"{region.exit.name}.weight"
-    )
-    edits: list[Edit] = [AddConstant(weight, conv.kernel, conv.dtype)]
-    inputs = [region.entry.name, weight]
-    if conv.bias is not None:
-        inputs.append(fresh(f"{weight}.bias"))
-        edits.append(AddConstant(inputs[-1], conv.bias, conv.dtype))
-    attrs: dict[str, Any] = {
-        "strides": conv.strides,
-        "pads": conv.pads,
-        "dilations": conv.dilations,
-        "groups": conv.groups,
-        "kernel_shape": conv.kernel.shape[2:],
-    }
-    name = main.name if main and main.name else fresh(f"{region.exit.name}/conv")
     output = fresh(f"{region.exit.name}.folded") if region.rest else region.exit.name
-    edits.append(AddNode("conv", name, tuple(inputs), output, last, attrs, like=main))
+    edits = _written(region, form, output, fresh)
     for position, (sign, value) in enumerate(region.rest, 1):
         total = region.exit.name if position == len(region.rest) else fresh(f"{region.exit.name}.folded")
         added = fresh(f"{last.name or region.exit.name}/rest")
@@ -154,10 +150,44 @@ def replace(region: Region, conv: ConvForm, fresh: Fresh) -> Plan:
     return Plan((*edits, *(RemoveNode(node) for node in region.nodes)))
 
 
-def _main_conv(region: Region) -> Node | None:
-    """The largest conv of the region lends its name, so that users find their layer again."""
-    convs = [node for node in region.nodes if node.op == "conv"]
-    return max(convs, key=lambda node: node.consts["weight"].size, default=None)
+def _written(region: Region, form: Form, output: str, fresh: Fresh) -> list[Edit]:
+    """A conv, a matrix product with its bias, or where there are more axes a product and an addition."""
+    main, last = _main(region), region.nodes[-1]
+    weight = fresh(
+        f"{main.consts['weight'].name.removesuffix('.folded')}.folded" if main else f"{region.exit.name}.weight"
+    )
+    apart = isinstance(form, LinearForm) and form.axes != 2
+    edits: list[Edit] = [AddConstant(weight, form.kernel.T if apart else form.kernel, form.dtype)]
+    inputs = [region.entry.name, weight]
+    if form.bias is not None:
+        inputs.append(fresh(f"{weight}.bias"))
+        edits.append(AddConstant(inputs[-1], form.bias, form.dtype))
+    kind = "conv" if isinstance(form, ConvForm) else "linear"
+    name = main.name if main and main.name else fresh(f"{region.exit.name}/{kind}")
+    if not apart:
+        attrs = _attrs(form) if isinstance(form, ConvForm) else {}
+        return [*edits, AddNode(kind, name, tuple(inputs), output, last, attrs, like=main)]
+    if form.bias is None:
+        return [*edits, AddNode("matmul", name, tuple(inputs), output, last, like=main)]
+    product, added = fresh(f"{output}.product"), fresh(f"{name}/bias")
+    edits.append(AddNode("matmul", name, tuple(inputs[:2]), product, last, like=main))
+    return [*edits, AddNode("add", added, (product, inputs[2]), output, last)]
+
+
+def _attrs(conv: ConvForm) -> dict[str, Any]:
+    return {
+        "strides": conv.strides,
+        "pads": conv.pads,
+        "dilations": conv.dilations,
+        "groups": conv.groups,
+        "kernel_shape": conv.kernel.shape[2:],
+    }
+
+
+def _main(region: Region) -> Node | None:
+    """The largest kernel of the region lends its name, so that users find their layer again."""
+    kernels = [node for node in region.nodes if node.op in ("conv", "linear")]
+    return max(kernels, key=lambda node: node.consts["weight"].size, default=None)
 
 
 # --- bypass ----------------------------------------------------------------------------------------------------------

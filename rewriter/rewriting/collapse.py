@@ -18,9 +18,11 @@ from math import inf
 
 from rewriter.algebra import cost
 from rewriter.algebra.affine import Affine
-from rewriter.algebra.conv import ConvForm, conv_of
+from rewriter.algebra.conv import ConvForm
 from rewriter.algebra.cost import NO_SHAPES, TooDear, Work
-from rewriter.algebra.interpret import dtype_of, maps
+from rewriter.algebra.interpret import dtype_of, maps, space_of
+from rewriter.algebra.linear import Form, form_of
+from rewriter.algebra.terms import Aside, Space
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node, Value
@@ -30,6 +32,7 @@ from rewriter.matching.linear import Chain, Field
 from rewriter.matching.region import Region
 from rewriter.matching.sums import Flat, behind_entry, flatten, is_sum, title
 from rewriter.reporting.record import Cost
+from rewriter.rewriting.sized import Sized
 
 FURTHEST = 24
 """Slots that one fold may span in one round; longer regions fold over several."""
@@ -45,10 +48,14 @@ KERNELS = frozenset({"conv", "conv_transpose", "linear"})
 
 
 def plan(
-    graph: Graph, query: Query, anchors: Iterable[int] | None = None, shapes: Shapes = NO_SHAPES
+    graph: Graph,
+    query: Query,
+    anchors: Iterable[int] | None = None,
+    shapes: Shapes = NO_SHAPES,
+    sized: Sized | None = None,
 ) -> list[Match | Refusal]:
     """The regions to fold, exits nearest to the outputs first, and why none of them is larger."""
-    planner = _Planner(graph, query, shapes)
+    planner = _Planner(graph, query, shapes, sized or Sized(graph))
     for index in sorted(range(len(graph.nodes)) if anchors is None else anchors, reverse=True):
         node = graph.nodes[index]
         if index in planner.settled or not linear.is_affine(node):
@@ -63,7 +70,7 @@ def plan(
 class _Fold:
     """A run of slots as one operator."""
 
-    form: ConvForm
+    form: Form
     before: Cost
     after: Cost
     nodes: int
@@ -74,6 +81,7 @@ class _Planner:
     graph: Graph
     query: Query
     shapes: Shapes
+    sized: Sized
     settled: set[int] = field(default_factory=set[int])
     found: list[Match | Refusal] = field(default_factory=list["Match | Refusal"])
 
@@ -161,7 +169,7 @@ class _Cut:
             slot = self.chain.slots[start]
             stays = self.planner.worth(cost.cost_of_part(slot, self.work), len(slot))
             ways = [(start + 1, stays)]
-            ways += ((stop, self.planner.worth(fold.after, 1)) for stop, fold in self._from(start))
+            ways += ((stop, self.planner.worth(fold.after, fold.form.nodes)) for stop, fold in self._from(start))
             for stop, way in ways:
                 if (through := _plus(best[start], way)) < best[stop]:
                     best[stop], back[stop] = through, start
@@ -190,16 +198,16 @@ class _Cut:
         entry, count = self.chain.values[start], len(self.chain.slots)
         if entry is None:
             return
-        stop, window = start, min(WINDOW, count - start)
+        stop, window = start, max(min(WINDOW, count - start), self._to_kernel(start))
         while stop < min(count, start + FURTHEST):
             last = min(count, start + window)
-            exit_ = self.chain.values[last]
-            assert exit_ is not None
-            found = maps(Region(entry, exit_, self.nodes(start, last)))
+            found = maps(self._region(start, last))
             while stop < last:
                 stop += 1
                 value = self.chain.values[stop]
                 affine = found.get(value.name) if value is not None else None
+                if isinstance(affine, Aside):
+                    continue
                 if affine is None or isinstance(affine, Refusal):
                     if affine is not None:
                         self.stops[start] = stop, affine
@@ -207,18 +215,28 @@ class _Cut:
                 yield stop, affine
             window *= 2
 
+    def _to_kernel(self, start: int) -> int:
+        """Slots up to the first kernel: what is before it may not tell which axis holds the channels."""
+        slots = self.chain.slots[start : start + FURTHEST]
+        return next((i for i, slot in enumerate(slots, 1) if _has_kernel(slot)), 0)
+
     def _fold(self, affine: Affine, start: int, stop: int, nodes: Sequence[Node]) -> _Fold | Refusal:
-        entry, exit_ = self.chain.values[start], self.chain.values[stop]
-        assert entry is not None and exit_ is not None
-        region = Region(entry, exit_, tuple(nodes))
+        region = self._region(start, stop)
         form = _form(affine, region)
         if isinstance(form, Refusal):
             return form
+        if len(nodes) <= form.nodes:
+            return Refusal(Reason.COST, region.name, "the fold would not save a node")
         before = cost.cost_of_part(nodes, self.work)
-        after = cost.cost_of_conv(form, self.work, exit_)
+        after = cost.cost_of_form(form, self.work, region.exit)
         bias = 0 if form.bias is None else form.bias.size
         dear = self.planner.accepts(before, after, bias, region.name)
         return dear if dear is not None else _Fold(form, before, after, len(nodes))
+
+    def _region(self, start: int, stop: int) -> Region:
+        entry, exit_ = self.chain.values[start], self.chain.values[stop]
+        assert entry is not None and exit_ is not None
+        return self.planner.sized.entered(Region(entry, exit_, self.nodes(start, stop)))
 
     def why_not(self, first: int, last: int) -> Refusal | None:
         """Why slots are not one operator: the figures, or where it would not have been exact."""
@@ -235,16 +253,19 @@ class _Cut:
         stop = self.stops.get(first)
         if stop is None or stop[0] > last or stop[1].code is Reason.OP:
             return None
-        return stop[1]
+        nodes = self.nodes(first, stop[0])
+        return stop[1] if len(nodes) > 1 and _has_kernel(nodes) else None
 
 
 def _plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
     return a[0] + b[0], a[1] + b[1]
 
 
-def _form(affine: Affine, region: Region) -> ConvForm | Refusal:
-    dtype = dtype_of(region)
-    return dtype if isinstance(dtype, Refusal) else conv_of(affine, dtype, at=region.name)
+def _form(affine: Affine, region: Region) -> Form | Refusal:
+    dtype, space = dtype_of(region), space_of(region)
+    if isinstance(dtype, Refusal):
+        return dtype
+    return space if isinstance(space, Refusal) else form_of(affine, dtype, space, at=region.name)
 
 
 # --- taking a sum apart ----------------------------------------------------------------------------------------------
@@ -256,8 +277,9 @@ class _Part:
 
     index: int
     affine: Affine
-    form: ConvForm
+    form: Form
     apart: int
+    space: Space
 
 
 @dataclass(slots=True)
@@ -312,7 +334,8 @@ class _Group:
         region = self._region_of(entry, operands)
         if region is None:
             return []
-        found = maps(region)
+        region = self.planner.sized.entered(region)
+        found, space = maps(region), space_of(region)
         inside = {self.flat.operands[i].value.name: i for i in operands}
         parts: list[_Part] = []
         for name, index in inside.items():
@@ -320,12 +343,12 @@ class _Group:
             form = affine if affine is None or isinstance(affine, Refusal) else _form(affine, region)
             if isinstance(form, Refusal) and form.code is not Reason.OP:
                 self.planner.found.append(form)
-            if form is None or isinstance(form, Refusal) or not isinstance(affine, Affine):
+            if not isinstance(affine, Affine) or isinstance(form, Refusal | None) or isinstance(space, Refusal):
                 continue
             own = linear.between(self.behind, entry, [self.flat.operands[index].value])
             before = int(sum(self.work.by_node.get(i, 0) for i in own) / self.work.positions.get(region.exit.name, 1))
             signed = affine if self.flat.operands[index].sign > 0 else affine.negated()
-            parts.append(_Part(index, signed, form, min(form.kernel.size, before)))
+            parts.append(_Part(index, signed, form, min(form.kernel.size, before), space))
         return parts
 
     def _clusters(self, parts: Sequence[_Part]) -> Iterator[list[_Part]]:
@@ -333,7 +356,7 @@ class _Group:
         kinds: dict[tuple[object, ...], list[_Part]] = {}
         for part in sorted(parts, key=lambda part: -part.form.kernel.size):
             form = part.form
-            kinds.setdefault((form.kernel.shape, form.pads, form.dilations, form.groups), []).append(part)
+            kinds.setdefault(_kind(form), []).append(part)
         for base, own in kinds.items():
             if _is_bare(own[0].form):
                 continue
@@ -352,7 +375,7 @@ class _Group:
         joined = total.plus(part.affine, at=region.name)
         if isinstance(joined, Refusal):
             return None
-        alone, form = conv_of(total, first.form.dtype), conv_of(joined, first.form.dtype)
+        alone, form = (form_of(a, first.form.dtype, first.space) for a in (total, joined))
         if isinstance(form, Refusal) or isinstance(alone, Refusal):
             return None
         return (
@@ -375,6 +398,12 @@ class _Group:
         return Region(entry, root, tuple(inside[i] for i in sorted(inside)), rest)
 
 
-def _is_bare(form: ConvForm) -> bool:
+def _kind(form: Form) -> tuple[object, ...]:
+    """What kernels have in common that go together without growing."""
+    shape: tuple[object, ...] = form.kernel.shape
+    return (shape, form.pads, form.dilations, form.groups) if isinstance(form, ConvForm) else (shape,)
+
+
+def _is_bare(form: Form) -> bool:
     """One number per channel: what a norm or an identity is."""
-    return form.kernel.size == len(form.kernel) == form.groups
+    return isinstance(form, ConvForm) and form.kernel.size == len(form.kernel) == form.groups

@@ -27,6 +27,7 @@ from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.narrow import narrow
 from rewriter.rewriting.provenance import folded
 from rewriter.rewriting.reroot import reroot
+from rewriter.rewriting.sized import Sized
 
 Progress = Callable[[str, float | None], None]
 """Told what is being done and, where it is known, which share of it is behind (0 to 1)."""
@@ -175,6 +176,10 @@ class Round:
     rewired: set[str] = field(default_factory=set[str])
     tried: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # (pattern, exit) that were refused
     behind: float = 0.0  # the share of the work that is
+    sized: Sized = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sized = Sized(self.graph)
 
     def run(self, queries: Sequence[Query]) -> Round:
         candidates: list[Match] = []
@@ -197,7 +202,7 @@ class Round:
 
     def _found(self, query: Query, anchors: Sequence[int]) -> list[Match]:
         if query.linear:
-            results = collapse.plan(self.graph, query, anchors, self.shapes)
+            results = collapse.plan(self.graph, query, anchors, self.shapes, self.sized)
         else:
             results = find(self.graph, query, anchors)
         self.refusals += [refusal_record(query.name, r) for r in results if isinstance(r, Refusal)]
@@ -205,7 +210,7 @@ class Round:
         return [m for m in matches if (query.name, m.region.exit.name) not in self.tried]
 
     def _carry_out(self, match: Match) -> bool:
-        done = act(self.graph, match, self.fresh, self.shapes)
+        done = act(self.graph, match, self.fresh, self.shapes, self.sized)
         if isinstance(done, Refusal):
             self.refusals.append(refusal_record(match.query.name, done))
             self.tried.add((match.query.name, match.region.exit.name))

@@ -249,11 +249,22 @@ def _conv(edit: AddNode) -> NodeProto:
     )
 
 
+def _linear(edit: AddNode) -> NodeProto:
+    """x times the weight as (out, in), plus the bias: the Gemm of a matrix."""
+    return helper.make_node("Gemm", edit.inputs, [edit.output], name=edit.name, transB=1)
+
+
 def _binary(op_type: str) -> NodeMaker:
     return lambda edit: helper.make_node(op_type, edit.inputs, [edit.output], name=edit.name)
 
 
-NODES: Mapping[str, NodeMaker] = {"conv": _conv, "add": _binary("Add"), "sub": _binary("Sub")}
+NODES: Mapping[str, NodeMaker] = {
+    "conv": _conv,
+    "linear": _linear,
+    "matmul": _binary("MatMul"),
+    "add": _binary("Add"),
+    "sub": _binary("Sub"),
+}
 
 
 def _delete(field: Any, dead: Callable[[Any], bool]) -> None:

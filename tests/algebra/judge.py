@@ -73,8 +73,35 @@ def evaluate(node: Node, data: list[Array]) -> Array:
             kernel = np.ones((x.shape[1], 1, *attrs["window"]))
             total = convolve(x, kernel, attrs["strides"], attrs["pads"], attrs["dilations"], x.shape[1])
             return total / kernel[0].size
+        case "linear":
+            y = np.einsum("...i,oi->...o", x, consts["weight"])
+            return y + consts["bias"] if "bias" in consts else y
+        case "slice":
+            for start, end, axis, step in zip(*(attrs[k] for k in ("starts", "ends", "axes", "steps")), strict=True):
+                x = x.take(list(range(x.shape[axis]))[start:end:step], axis)
+            return x
+        case "concat":
+            return np.concatenate(data, attrs["axis"])
+        case "gather":
+            return x.take(node.consts["indices"].load(), attrs["axis"])
+        case "reshape":
+            return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(attrs["shape"])])
+        case "flatten":
+            return x.reshape(int(np.prod(x.shape[: attrs["axis"]])), -1)
+        case "transpose":
+            return x.transpose(attrs["perm"])
+        case "squeeze":
+            return x.squeeze(attrs["axes"])
+        case "unsqueeze":
+            return np.expand_dims(x, attrs["axes"])
         case _:
             return x
+
+
+def split(node: Node, x: Array) -> list[Array]:
+    axis, count = node.attrs["axis"], len(node.outputs)
+    sizes = node.attrs.get("sizes") or [x.shape[axis] // count] * count
+    return [x.take(range(sum(sizes[:i]), sum(sizes[: i + 1])), axis) for i in range(count)]
 
 
 def padded(x: Array, pads: tuple[tuple[int, int], ...], value: float) -> Array:
@@ -89,7 +116,9 @@ def padded(x: Array, pads: tuple[tuple[int, int], ...], value: float) -> Array:
 def run(region: Region, x: Array, rest: dict[str, Array] | None = None) -> Array:
     values = {region.entry.name: x, **(rest or {})}
     for node in region.nodes:
-        values[node.output.name] = evaluate(node, [values[value.name] for value in node.data])
+        data = [values[value.name] for value in node.data]
+        made = split(node, data[0]) if node.op == "split" else [evaluate(node, data)]
+        values.update((output.name, y) for output, y in zip(node.outputs, made, strict=True))
     return values[region.exit.name]
 
 

@@ -45,20 +45,36 @@ class Block:
         data: Sequence[str],
         consts: Mapping[str, Any] | None = None,
         problem: str | None = None,
+        outputs: int = 1,
         **attrs: Any,
     ) -> str:
-        """Any node at all; constants are arrays, or (array, dtype)."""
+        """Any node at all; constants are arrays, or (array, dtype). Of several results the first has the name."""
         index = len(self.nodes)
         name = f"{op}_{index}"
         held: dict[str, Constant] = {}
         for role, elements in (consts or {}).items():
             array, dtype = elements if isinstance(elements, tuple) else (elements, None)
             held[role] = self.constant(f"{name}.{role}", array, dtype)
-        result = Value(f"y{index}", index, (), dtype=self.dtype if self.known else None)
+        names = [f"y{index}", *[f"y{index}.{i}" for i in range(1, outputs)]]
+        results = tuple(Value(name, index, (), dtype=self.dtype if self.known else None) for name in names)
         inputs = tuple(self.values[value] for value in data)
-        self.nodes.append(Node(index, op, name, inputs, (result,), held, attrs, "", None, problem))
-        self.values[result.name] = result
-        return result.name
+        self.nodes.append(Node(index, op, name, inputs, results, held, attrs, "", None, problem))
+        self.values.update((result.name, result) for result in results)
+        return names[0]
+
+    def linear(self, x: str, weight: Any, bias: Any = None, **attrs: Any) -> str:
+        return self.node("linear", [x], {"weight": weight} | ({} if bias is None else {"bias": bias}), **attrs)
+
+    def cut(self, x: str, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Any = None) -> str:
+        lists = {"starts": starts, "ends": ends, "axes": axes, "steps": steps or [1] * len(axes)}
+        return self.node("slice", [x], **{key: tuple(numbers) for key, numbers in lists.items()})
+
+    def split(self, x: str, sizes: Sequence[int], axis: int = 1) -> list[str]:
+        first = self.node("split", [x], outputs=len(sizes), axis=axis, sizes=tuple(sizes))
+        return [first, *[f"{first}.{i}" for i in range(1, len(sizes))]]
+
+    def concat(self, *x: str, axis: int = 1) -> str:
+        return self.node("concat", x, axis=axis)
 
     def conv(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewriter.algebra import ConvForm, conv_of, cost_of_conv, cost_of_nodes, gate, interpret
+from rewriter.algebra import ConvForm, conv_of, cost_of_form, cost_of_nodes, gate, interpret
 from rewriter.errors import Reason, Refusal
 from rewriter.matching.region import Region
 from rewriter.reporting.record import Cost
@@ -28,7 +28,7 @@ def after(region: Region) -> ConvForm:
 def gated(region: Region) -> Refusal | None:
     conv = after(region)
     bias = 0 if conv.bias is None else conv.bias.size
-    return gate(cost_of_nodes(region.nodes), cost_of_conv(conv), at=region.name, bias=bias)
+    return gate(cost_of_nodes(region.nodes), cost_of_form(conv), at=region.name, bias=bias)
 
 
 def figures(cost: Cost) -> tuple[int, float]:
@@ -38,7 +38,7 @@ def figures(cost: Cost) -> tuple[int, float]:
 def test_repvgg(rng: np.random.Generator) -> None:
     region = repvgg(8, rng, skip=True).region()
     assert figures(cost_of_nodes(region.nodes)) == (576 + 64 + 3 * 16, 576 + 64 + 3 * 8)
-    assert figures(cost_of_conv(after(region))) == (576 + 8, 576)
+    assert figures(cost_of_form(after(region))) == (576 + 8, 576)
     assert gated(region) is None
 
 

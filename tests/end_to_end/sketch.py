@@ -72,6 +72,13 @@ class Sketch:
         )
         return made
 
+    def split(self, x: str, *sizes: int) -> list[str]:
+        """The channels of an image in runs."""
+        made = [self.fresh("part") for _ in sizes]
+        given = self.tensor(list(sizes), dtype=TensorProto.INT64)
+        self.nodes.append(helper.make_node("Split", [x, given], made, self.fresh("node"), axis=1))
+        return made
+
     def conv(
         self,
         x: str,

@@ -528,7 +528,7 @@ def _(s: Sketch) -> None:
     s.output(s.add(s.op("Relu", s.rep(s.input())), s.x))
 
 
-@hazard("an identity whose channels are another value's", {"Conv": 1, "Add": 1, "Slice": 1})
+@hazard("an identity of some of the channels", ONE)
 def _(s: Sketch) -> None:
     bounds = [s.tensor([value], dtype=I64) for value in (0, C, 1)]
     part = s.op("Slice", s.input((1, 2 * C, H, W)), *bounds)
@@ -685,6 +685,94 @@ def _(s: Sketch) -> None:
 @hazard("a Pad of nothing", {"Exp": 1, "Relu": 1})
 def _(s: Sketch) -> None:
     s.output(s.op("Relu", s.op("Pad", s.op("Exp", s.input()), s.tensor([0] * 8, dtype=I64))))
+
+
+# --- channels and features -------------------------------------------------------------------------------------------
+
+
+@hazard("some channels go past a convolution beside one of all", ONE)
+def _(s: Sketch) -> None:
+    first, second = s.split(s.input((1, C, H, W)), 1, C - 1)
+    joined = s.op("Concat", s.conv(second, C - 1, inputs=C - 1), first, axis=1)
+    s.output(s.norm(s.add(joined, s.conv(s.x))))
+
+
+@hazard("some channels go past a convolution that would grow", {"Split": 1, "Conv": 1, "Concat": 1})
+def _(s: Sketch) -> None:
+    first, second = s.split(s.input((1, C, H, W)), 1, C - 1)
+    s.output(s.op("Concat", s.conv(second, C - 1, inputs=C - 1), first, axis=1))
+
+
+@hazard("half of the channels are read elsewhere too", {"Split": 1, "Conv": 1, "Concat": 1, "Sigmoid": 1})
+def _(s: Sketch) -> None:
+    first, second = s.split(s.input((1, C, H, W)), 1, C - 1)
+    s.output(s.op("Concat", s.conv(second, C - 1, inputs=C - 1), first, axis=1), s.op("Sigmoid", first))
+
+
+@hazard("a norm behind a Gemm, and one before", {"Gemm": 1, "Relu": 1})
+def _(s: Sketch) -> None:
+    weight, bias = s.tensor(s.normal(5, C)), s.tensor(s.normal(5))
+    y = s.op("Gemm", s.norm(s.op("Relu", s.input((3, C)))), weight, bias, transB=1, alpha=0.5, beta=-2.0)
+    s.output(s.norm(y, 5))
+
+
+@hazard("a Gemm that reads its input transposed stays", {"Gemm": 1, "BatchNormalization": 1})
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.op("Gemm", s.input((C, 3)), s.tensor(s.normal(C, 5)), transA=1), 5))
+
+
+@hazard("a weight of a product that is read elsewhere too", {"Gemm": 1, "MatMul": 1, "Sigmoid": 1})
+def _(s: Sketch) -> None:
+    weight = s.tensor(s.normal(C, 5))
+    x = s.input((3, C))
+    s.output(s.norm(s.op("MatMul", x, weight), 5), s.op("MatMul", s.op("Sigmoid", x), weight))
+
+
+@hazard("a product that is an output too stays", {"MatMul": 1, "BatchNormalization": 1})
+def _(s: Sketch) -> None:
+    y = s.op("MatMul", s.input((3, C)), s.tensor(s.normal(C, 5)))
+    s.output(s.norm(y, 5), y)
+
+
+@hazard("a norm of rows is none of features", {"MatMul": 1, "BatchNormalization": 1})
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.op("MatMul", s.input((2, 5, C)), s.tensor(s.normal(C, 5))), 5))
+
+
+@hazard("low-rank products beside a product", {"MatMul": 1, "Add": 1})
+def _(s: Sketch) -> None:
+    x = s.input((2, 6, C))
+    low = s.op("MatMul", s.op("MatMul", x, s.tensor(s.normal(C, 2))), s.tensor(s.normal(2, 5)))
+    low = s.op("Mul", low, s.tensor(0.5))
+    base = s.op("Add", s.op("MatMul", x, s.tensor(s.normal(C, 5))), s.tensor(s.normal(5)))
+    s.output(s.op("Add", base, low))
+
+
+@hazard("a product and its bias stay as they are", STAYS)
+def _(s: Sketch) -> None:
+    s.output(
+        s.op("Relu", s.op("Add", s.op("MatMul", s.input((2, 6, C)), s.tensor(s.normal(C, 5))), s.tensor(s.normal(5))))
+    )
+
+
+@hazard("a product of a low rank stays where its matrix would cost more", STAYS)
+def _(s: Sketch) -> None:
+    low = s.op("MatMul", s.input((2, 6, C)), s.tensor(s.normal(C, 1)))
+    s.output(s.op("MatMul", low, s.tensor(s.normal(1, 5))))
+
+
+@hazard("rows are joined for a norm and taken apart again", {"MatMul": 1, "Add": 1, "Relu": 1})
+def _(s: Sketch) -> None:
+    y = s.op("MatMul", s.op("Relu", s.input((2, 6, C))), s.tensor(s.normal(C, 5)))
+    y = s.norm(s.op("Reshape", y, s.tensor([12, 5], dtype=I64)), 5)
+    s.output(s.op("Reshape", y, s.tensor([2, 6, 5], dtype=I64)))
+
+
+@hazard("rows are joined for a norm and taken apart otherwise", {"MatMul": 1, "BatchNormalization": 1, "Reshape": 2})
+def _(s: Sketch) -> None:
+    y = s.op("MatMul", s.input((2, 6, C)), s.tensor(s.normal(C, 5)))
+    y = s.norm(s.op("Reshape", y, s.tensor([12, 5], dtype=I64)), 5)
+    s.output(s.op("Reshape", y, s.tensor([6, 2, 5], dtype=I64)))
 
 
 @hazard("one axis", ONE)

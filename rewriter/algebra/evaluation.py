@@ -1,0 +1,290 @@
+"""Each operator of a region by its definition, in float64: the half of the judge that knows what operators mean.
+
+Invariant: nothing here shares code with the algebra. An operator that cannot be evaluated as its node says raises
+`CannotRun`. In absolute values (`Run.absolute`) every sum adds up, so the result bounds what rounding may lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.graph.view import Node
+from rewriter.matching.region import Region
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Pads: TypeAlias = "tuple[tuple[int, int], ...]"
+
+MOST_COLUMNS = 1 << 23
+"""Elements of the unfolded input that one matrix product may hold (64 MiB)."""
+
+
+class CannotRun(Exception):
+    """A node that cannot be evaluated on what it is given; becomes a Refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One way of running a region: as it is, or in absolute values."""
+
+    absolute: bool
+
+    @property
+    def minus(self) -> int:
+        return 1 if self.absolute else -1
+
+    def constant(self, node: Node, role: str) -> Array:
+        values = node.consts[role].floats()
+        return np.abs(values) if self.absolute else values
+
+    def channels(self, node: Node, role: str, x: Array) -> Array:
+        return self.constant(node, role).reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
+    """What the region gives for its entry and its leftovers."""
+    values: dict[str, Array] = {name: np.asarray(value) for name, value in rest.items()}
+    values[region.entry.name] = x
+    for node in region.nodes:
+        evaluate = OPS.get(node.op)
+        if evaluate is None or node.problem is not None or any(value.name not in values for value in node.data):
+            raise CannotRun(f"{node.name or node.output.name} ({node.op}) cannot be evaluated")
+        try:
+            found = evaluate(node, [values[value.name] for value in node.data], how)
+        except ValueError as error:  # operands that do not broadcast, sizes that do not fit
+            raise CannotRun(f"{node.name or node.output.name} ({node.op}): {error}") from error
+        made = found if isinstance(found, list) else [found]  # leftovers are numbers
+        values.update((output.name, array) for output, array in zip(node.outputs, made, strict=False))
+    if region.exit.name not in values:
+        raise CannotRun(f"no node gives {region.exit.name}")
+    return values[region.exit.name]
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def _run_conv(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    weight, attrs = run.constant(node, "weight"), node.attrs
+    if weight.ndim != x.ndim or weight.shape[1] * attrs["groups"] != x.shape[1]:
+        raise CannotRun(f"{node.name} has a weight of shape {weight.shape} for values of shape {x.shape}")
+    y = convolve(x, weight, attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"])
+    return y + run.channels(node, "bias", x) if "bias" in node.consts else y
+
+
+def _run_linear(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    y = np.matmul(x, run.constant(node, "weight").T)
+    return y + run.constant(node, "bias") if "bias" in node.consts else y
+
+
+def _run_bn(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    scale, bias, mean, var = (run.channels(node, role, x) for role in ("scale", "bias", "mean", "var"))
+    return (x + run.minus * mean) / np.sqrt(var + node.attrs["eps"]) * scale + bias
+
+
+def _run_scale(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0] * run.constant(node, "factor")
+
+
+def _run_shift(node: Node, data: list[Array], run: Run) -> Array:
+    sign = 1 if run.absolute else node.attrs["sign"]
+    return sign * data[0] + run.constant(node, "term")
+
+
+def _run_sum(node: Node, data: list[Array], run: Run) -> Array:
+    total = data[0]
+    for value in data[1:]:
+        total = total + value
+    return total
+
+
+def _run_sub(node: Node, data: list[Array], run: Run) -> Array:
+    left, right = data
+    return left + run.minus * right
+
+
+def _run_neg(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0] if run.absolute else -data[0]
+
+
+# --- places and axes -------------------------------------------------------------------------------------------------
+
+
+def _run_pad(node: Node, data: list[Array], run: Run) -> Array:
+    """Negative pads cut; only constants are filled in."""
+    (x,) = data
+    pads, mode = node.attrs.get("pads"), node.attrs.get("mode")
+    if node.attrs.get("amount") == 0:
+        return x
+    if pads is None or len(pads) != x.ndim or mode != "constant":
+        raise CannotRun(f"{node.name} pads in a way that is not evaluated")
+    kept = tuple([slice(max(0, -begin), n - max(0, -end)) for n, (begin, end) in zip(x.shape, pads, strict=True)])
+    grown = [(max(0, begin), max(0, end)) for begin, end in pads]
+    fill = abs(node.attrs["value"]) if run.absolute else node.attrs["value"]
+    return np.pad(x[kept], grown, constant_values=fill)
+
+
+def _run_avg_pool(node: Node, data: list[Array], run: Run) -> Array:
+    """Sums over windows that stay inside the padded image, by the number of places in a window."""
+    (x,) = data
+    window, strides, pads, dilations = (node.attrs[key] for key in ("window", "strides", "pads", "dilations"))
+    extents = tuple([d * (k - 1) + 1 for d, k in zip(dilations, window, strict=True)])
+    counted = node.attrs["include_pad"] or not np.any(pads)
+    axes = zip(x.shape[2:], extents, strides, pads, strict=False)
+    if len(window) != x.ndim - 2 or not counted:
+        raise CannotRun(f"{node.name} averages in a way that is not evaluated")
+    if node.attrs["ceil"] and any((n + begin + end - extent) % step for n, extent, step, (begin, end) in axes):
+        raise CannotRun(f"{node.name} rounds its size up")
+    padded = np.pad(x, ((0, 0), (0, 0), *pads))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extents, axis=tuple(range(2, x.ndim)))
+    every = tuple([slice(None, None, step) for step in (*strides, *dilations)])
+    return windows[:, :, *every].mean(axis=tuple(range(x.ndim, 2 * x.ndim - 2)))
+
+
+def _run_same(node: Node, data: list[Array], run: Run) -> Array:
+    does_nothing = {
+        "cast": node.attrs.get("to") == node.attrs.get("from"),
+        "leaky_relu": node.attrs.get("slope") == 1,
+    }
+    if not does_nothing.get(node.op, True):
+        raise CannotRun(f"{node.name} ({node.op}) does something at inference")
+    return data[0]
+
+
+def _run_slice(node: Node, data: list[Array], run: Run) -> Array:
+    found = data[0]
+    for start, end, axis, step in zip(*(node.attrs[key] for key in ("starts", "ends", "axes", "steps")), strict=True):
+        every = [slice(None)] * found.ndim
+        every[axis] = slice(start, end, step)
+        found = found[tuple(every)]
+    return found
+
+
+def _run_split(node: Node, data: list[Array], run: Run) -> list[Array]:
+    """Equal parts where no sizes are given, of which the last may be smaller."""
+    (x,) = data
+    axis, count = node.attrs["axis"], len(node.outputs)
+    sizes = node.attrs.get("sizes")
+    if sizes is None:
+        each = -(-x.shape[axis] // count)
+        return np.split(x, [each * i for i in range(1, count)], axis)
+    if len(sizes) != count or sum(sizes) != x.shape[axis]:
+        raise CannotRun(f"{node.name} splits {x.shape[axis]} into {list(sizes)}")
+    return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+def _run_concat(node: Node, data: list[Array], run: Run) -> Array:
+    return np.concatenate(data, axis=node.attrs["axis"])
+
+
+def _run_gather(node: Node, data: list[Array], run: Run) -> Array:
+    if "indices" not in node.consts:
+        raise CannotRun(f"{node.name} gathers by what is not constant")
+    return np.take(data[0], node.consts["indices"].load(), axis=node.attrs["axis"])
+
+
+def _run_reshape(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    shape = node.attrs.get("shape")
+    if shape is None:
+        raise CannotRun(f"{node.name} has a shape that is not constant")
+    copied = [x.shape[i] if n == 0 and not node.attrs.get("allowzero") else n for i, n in enumerate(shape)]
+    return x.reshape(copied)
+
+
+def _run_flatten(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    axis = node.attrs.get("axis", 1)
+    return x.reshape(int(np.prod(x.shape[: axis if axis >= 0 else x.ndim + axis])), -1)
+
+
+def _run_transpose(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0].transpose(node.attrs.get("perm"))
+
+
+def _run_squeeze(node: Node, data: list[Array], run: Run) -> Array:
+    return data[0].squeeze(node.attrs.get("axes"))
+
+
+def _run_unsqueeze(node: Node, data: list[Array], run: Run) -> Array:
+    return np.expand_dims(data[0], node.attrs["axes"])
+
+
+OPS: Mapping[str, Callable[[Node, list[Array], Run], Array | list[Array]]] = {
+    "conv": _run_conv,
+    "linear": _run_linear,
+    "bn": _run_bn,
+    "scale": _run_scale,
+    "shift": _run_shift,
+    "add": _run_sum,
+    "sum": _run_sum,
+    "sub": _run_sub,
+    "neg": _run_neg,
+    "identity": _run_same,
+    "dropout": _run_same,
+    "cast": _run_same,
+    "leaky_relu": _run_same,
+    "pad": _run_pad,
+    "avg_pool": _run_avg_pool,
+    "slice": _run_slice,
+    "split": _run_split,
+    "concat": _run_concat,
+    "gather": _run_gather,
+    "reshape": _run_reshape,
+    "flatten": _run_flatten,
+    "transpose": _run_transpose,
+    "squeeze": _run_squeeze,
+    "unsqueeze": _run_unsqueeze,
+}
+"""How each op is evaluated; a new op of regions gets its line here, written from its definition alone."""
+
+
+# --- convolution -----------------------------------------------------------------------------------------------------
+
+
+def convolve(
+    x: Array, weight: Array, strides: tuple[int, ...], pads: Pads, dilations: tuple[int, ...], groups: int
+) -> Array:
+    """A convolution of (n, channel, *size) as one matrix product with the unfolded input; zero images cost nothing."""
+    live = np.flatnonzero([image.any() for image in x])
+    padded = np.pad(np.moveaxis(x[live], 1, 0), ((0, 0), (0, 0), *pads))
+    spatial = tuple(range(2, x.ndim))
+    extents = tuple(d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
+    if any(n < extent for n, extent in zip(padded.shape[2:], extents, strict=True)):
+        raise CannotRun(f"a window of {extents} is larger than the padded image {padded.shape[2:]}")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extents, axis=spatial)
+    every = tuple(slice(None, None, step) for step in (*strides, *dilations))
+    windows = windows[:, :, *every]  # (channel, n, *out, *window)
+    rank = len(spatial)
+    windows = np.moveaxis(windows, range(2 + rank, 2 + 2 * rank), range(1, 1 + rank))  # (channel, *window, n, *out)
+    y = np.zeros((len(weight), len(x), *windows.shape[2 + rank :]))
+    if len(live):
+        y[:, live] = _product(windows, weight, groups)
+    return np.moveaxis(y, 0, 1)
+
+
+def _product(windows: Array, weight: Array, groups: int) -> Array:
+    """`weight` (out, in / groups, *window) times `windows` (in, *window, n, *out), within each group of channels.
+
+    Where the unfolded input would be too large it goes in halves, of the groups first, then of the positions.
+    """
+    rank = weight.ndim - 2
+    positions = windows.shape[1 + rank :]
+    if windows.size > MOST_COLUMNS and groups > 1:
+        first = groups // 2
+        ins, outs = first * weight.shape[1], first * (len(weight) // groups)
+        halves = (windows[:ins], weight[:outs], first), (windows[ins:], weight[outs:], groups - first)
+        return np.concatenate([_product(*half) for half in halves])
+    if windows.size > MOST_COLUMNS and max(positions) > 1:
+        longest = int(np.argmax(positions))
+        pieces = np.array_split(windows, 2, axis=1 + rank + longest)
+        return np.concatenate([_product(piece, weight, groups) for piece in pieces], axis=1 + longest)
+    taps = int(np.prod(weight.shape[1:]))
+    rows = weight.reshape(groups, -1, taps)
+    return np.matmul(rows, windows.reshape(groups, taps, -1)).reshape(len(weight), *positions)
