@@ -160,7 +160,7 @@ def inspect(model: Model) -> Inspection:
         totals=_totals(draft, graph, known),
         outputs=outputs,
         shared=shared,
-        patterns=tuple(outlook.outlook(graph, loaded) for loaded in shipped().values()),
+        patterns=tuple(outlook.outlook(graph, loaded, known) for loaded in shipped().values()),
         dead=dead,
         versions=versions(),
     )

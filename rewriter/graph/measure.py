@@ -131,6 +131,18 @@ def tensor_bytes(graph: Graph) -> int:
     return sum(stored_bytes(c.dtype, c.size) for c in stored)
 
 
+def stored_by(graph: Graph, node: Node) -> dict[str, int]:
+    """The stored tensors that a node reads, with their bytes."""
+    found: dict[str, int] = {}
+    held = [v.constant for v in (*node.data, *node.captures) if v.constant is not None]
+    for constant in (*node.consts.values(), *held):
+        for name in constant.stored:
+            value = graph.values.get(name)
+            stored = constant if value is None or value.constant is None else value.constant
+            found[name] = stored_bytes(stored.dtype, stored.size)
+    return found
+
+
 def _known(shape: tuple[Dim, ...] | None) -> tuple[int, ...] | None:
     if shape is None or not all(isinstance(d, int) for d in shape):
         return None

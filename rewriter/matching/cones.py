@@ -104,6 +104,10 @@ class Cones:
         """Float elements of the parameters that, of the outputs `among`, exactly those `wanted` need."""
         return sum(size for size, readers in self._parameters.values() if readers & among == wanted)
 
+    def bytes_of(self, wanted: int, among: int) -> int:
+        """Bytes of the stored tensors that, of the outputs `among`, exactly those `wanted` need."""
+        return sum(size for size, readers in self._stored.values() if readers & among == wanted)
+
     def tensors(self, mask: int) -> list[str]:
         """The names of the tensors that `parameters` counts."""
         return [name for name, (_, readers) in self._parameters.items() if not readers & ~mask]
@@ -111,6 +115,16 @@ class Cones:
     @cached_property
     def _bits(self) -> Mapping[str, int]:
         return {value.name: 1 << i for i, value in enumerate(self.outputs)}
+
+    @cached_property
+    def _stored(self) -> Mapping[str, tuple[int, int]]:
+        """Stored tensor -> its bytes, and the outputs that need a reader of it."""
+        found: dict[str, tuple[int, int]] = {}
+        for node, mask in zip(self.graph.nodes, self.needed, strict=True):
+            for name, size in measure.stored_by(self.graph, node).items():
+                _, readers = found.get(name, (size, 0))
+                found[name] = size, readers | mask
+        return found
 
     @cached_property
     def _parameters(self) -> Mapping[str, tuple[int, int]]:

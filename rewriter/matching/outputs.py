@@ -79,13 +79,6 @@ def _notes(cones: Cones, kept: Sequence[Value]) -> tuple[str, ...]:
     return tuple(f"{name} is the mean of {heads} heads: none of them is auxiliary" for name, heads in means if heads)
 
 
-def removal(graph: Graph, decision: Decision) -> tuple[int, int]:
-    """How many nodes, and how many float parameters, only the removed outputs need."""
-    cones = Cones.of(graph)
-    mask = cones.mask(decision.removed)
-    return len(cones.exclusive(mask)), cones.parameters(mask)
-
-
 @dataclass(frozen=True, slots=True)
 class _Decider:
     cones: Cones  # with extents as numbers, where they can be told

@@ -73,7 +73,7 @@ def _does(outlook: PatternOutlook) -> str:
 
 
 def _outputs(found: Inspection) -> Iterator[RenderableType]:
-    numeric = ("nodes", "parameters", "share", "multiply-adds")
+    numeric = ("nodes", "parameters", "share", "multiply-adds", "size")
     rows = table("", *numeric, numeric=numeric)
     whole = found.totals.parameters
     shapes = {info.name: f"{info.dtype}{figures.shape(info.shape)}" for info in found.totals.outputs}
@@ -92,17 +92,21 @@ def _outputs(found: Inspection) -> Iterator[RenderableType]:
         yield indent(Text(f"… and {figures.plural(hidden, 'more output')}, which --json lists", style="dim"))
 
 
-def _share(share: Share, whole: int) -> tuple[str, str, str, str]:
+def _share(share: Share, whole: int) -> tuple[str, ...]:
     percent = f"{100 * share.parameters / whole:.1f} %" if whole else ""
-    return figures.count(share.nodes), figures.count(share.parameters), percent, figures.short(share.multiply_adds)
+    macs, stored = figures.short(share.multiply_adds), figures.size(share.bytes)
+    return figures.count(share.nodes), figures.count(share.parameters), percent, macs, stored
 
 
 def _patterns(found: Inspection) -> Iterator[RenderableType]:
     if not found.patterns:
         return
-    rows = table("pattern", "matches", "parameters saved", "", numeric=("matches", "parameters saved"))
+    numeric = ("matches", "parameters saved", "multiply-adds saved")
+    rows = table("pattern", *numeric, "", numeric=numeric)
     for outlook in found.patterns:
         saved = figures.count(outlook.saved_parameters)
-        add(rows, name(outlook.pattern), figures.count(outlook.matches), saved, Text(escape.plain(outlook.note), "dim"))
+        less = figures.short(outlook.saved_multiply_adds)
+        note = Text(escape.plain(outlook.note), "dim")
+        add(rows, name(outlook.pattern), figures.count(outlook.matches), saved, less, note)
     yield heading("What the patterns would do, each alone")
     yield indent(rows)

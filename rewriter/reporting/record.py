@@ -194,16 +194,20 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a model in numbers; `multiply_adds` is None where sizes are unknown."""
+    """A part of a model in numbers; `multiply_adds` is None where sizes are unknown, `bytes` are of its tensors."""
 
     nodes: int
     parameters: int
     multiply_adds: int | None
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class OutputNeeds:
-    """What one output costs: everything it needs, and the part of that which no other output needs."""
+    """What one output costs: everything it needs, and the part of that which no other output needs.
+
+    What is read only for its size, and could be read elsewhere, is not needed.
+    """
 
     name: str
     needed: Share
@@ -217,6 +221,7 @@ class PatternOutlook:
     pattern: str
     matches: int
     saved_parameters: int
+    saved_multiply_adds: int | None = 0  # None where sizes are unknown
     note: str = ""  # why it would do nothing, or what it would have to be told
 
 

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from rewriter.graph.view import Graph
+from rewriter.matching.cones import Cones
+from rewriter.matching.outputs import Decision
+
 SIZE = 32
 WIDTH = 8
 
@@ -105,3 +109,10 @@ def raw_maps(*, aux: bool = True, main: bool = True) -> tuple[ModelProto, tuple[
     maps = [*(net.aux if aux else ()), *(net.main if main else ())]
     shapes = (FINE, COARSE, FINE, COARSE)[: len(maps)]
     return net.model(list(zip(maps, shapes, strict=True))), net.aux, net.main
+
+
+def removal(graph: Graph, decision: Decision) -> tuple[int, int]:
+    """How many nodes, and how many float parameters, only the removed outputs need."""
+    cones = Cones.of(graph)
+    mask = cones.mask(decision.removed)
+    return len(cones.exclusive(mask)), cones.parameters(mask)

@@ -20,8 +20,8 @@ from rewriter.language.library import shipped
 from rewriter.language.parser import parse
 from rewriter.language.syntax import Pattern
 from rewriter.matching.groups import same_size, twins
-from rewriter.matching.outputs import Decision, decide, removal
-from tests.matching.heads import COARSE, FINE, POINTS, WIDTH, Detector, Net, dual, raw_maps
+from rewriter.matching.outputs import Decision, decide
+from tests.matching.heads import COARSE, FINE, POINTS, WIDTH, Detector, Net, dual, raw_maps, removal
 
 AUX_PRUNE = shipped()["aux-prune"].pattern
 

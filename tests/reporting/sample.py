@@ -99,14 +99,18 @@ INSPECTION = Inspection(
     model="net.onnx",
     totals=BEFORE,
     outputs=(
-        OutputNeeds("aux", Share(860, 26_000_000, 60_000_000_000), Share(508, 25_591_040, None)),
-        OutputNeeds("boxes", Share(766, 25_600_000, 50_000_000_000), Share(414, 25_182_080, 1)),
+        OutputNeeds(
+            "aux", Share(860, 26_000_000, 60_000_000_000, 104_000_000), Share(508, 25_591_040, None, 102_400_000)
+        ),
+        OutputNeeds(
+            "boxes", Share(766, 25_600_000, 50_000_000_000, 102_500_000), Share(414, 25_182_080, 1, 100_800_000)
+        ),
     ),
-    shared=Share(352, 408_960, 8_000_000_000),
+    shared=Share(352, 408_960, 8_000_000_000, 1_700_000),
     patterns=(
-        PatternOutlook("aux-prune", 1, 25_591_040, "removes aux"),
+        PatternOutlook("aux-prune", 1, 25_591_040, None, "removes aux"),
         PatternOutlook("bypass", 25, 0),
-        PatternOutlook("repconv", 24, 232_000),
+        PatternOutlook("repconv", 24, 232_000, 6_100_000_000),
     ),
     dead=("lost",),
     versions=(("fxrewrite", "0.1.0"),),

@@ -73,7 +73,7 @@ def test_needs_split_the_model_among_its_outputs() -> None:
     outputs, shared, dead = outlook.needs(graph, shapes.infer(model, list(model.graph.node)))
     by_name = {o.name: o for o in outputs}
     assert list(by_name) == ["y", "z", "w"]
-    assert shared == Share(0, 0, 0)
+    assert shared == Share(0, 0, 0, 0)
     assert (by_name["w"].needed.nodes, by_name["w"].exclusive) == (2, by_name["w"].needed)
     assert by_name["w"].needed.parameters == 16 and by_name["w"].needed.multiply_adds == 16 * 30
     assert (by_name["y"].exclusive.nodes, by_name["y"].exclusive.parameters) == (1, 8)
@@ -90,3 +90,28 @@ def test_a_tensor_that_two_heads_read_is_counted_once_and_as_shared() -> None:
     outputs, shared, _ = outlook.needs(graph, {})
     assert [o.exclusive.parameters for o in outputs] == [0, 0] and shared.parameters == 16
     assert [o.needed.parameters for o in outputs] == [16, 16]
+
+
+def test_a_size_that_could_be_read_elsewhere_is_no_need() -> None:
+    """The main output reads the batch size from the auxiliary branch: it needs none of it (yolov9.md, dynamic axes)."""
+    net = SmallNet()
+    trunk = net.add("Relu", [net.conv("x")])
+    aux = net.add("Relu", [net.conv(trunk, "aux")])
+    shape = net.add("Shape", [aux])
+    net.add("Reshape", [net.conv(trunk), shape], "y")
+    model = net.model("y", "aux")
+    outputs, shared, dead = outlook.needs(picture(model), shapes.infer(model, list(model.graph.node)))
+    by_name = {o.name: o for o in outputs}
+    assert by_name["aux"].exclusive.nodes == 1 and by_name["aux"].exclusive.parameters > 0
+    assert shared.parameters == by_name["y"].needed.parameters - by_name["y"].exclusive.parameters
+    assert not dead
+
+
+def test_bytes_are_those_of_every_stored_tensor() -> None:
+    net = SmallNet()
+    weight = net.tensor(np.ones((4, 4, 1, 1)), "w")
+    net.conv("x", "y", k=1, weight=weight)
+    net.add("Mul", [net.conv(net.add("Relu", ["x"]), k=1, weight=weight), net.tensor(np.array(3.0))], "z")
+    outputs, shared, _ = outlook.needs(picture(net.model("y", "z")), {})
+    item = 4
+    assert (shared.bytes, [o.exclusive.bytes for o in outputs]) == (16 * item, [0, item])
