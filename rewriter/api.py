@@ -37,6 +37,7 @@ from rewriter.reporting.record import (
     PatternSource,
     RefusalRecord,
     Report,
+    ScrubRecord,
     Totals,
 )
 from rewriter.rewriting import outlook, trial
@@ -95,6 +96,7 @@ def apply(
     keep: Sequence[str] | str = (),
     set_: Sequence[str] | str = (),
     rename: Mapping[str, str] | None = None,
+    scrub: bool = False,
     verify: bool = True,
     inputs: Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -104,11 +106,11 @@ def apply(
     """Rewrite `model` by `patterns` until nothing is left to do, prove every rewrite, and compare the whole.
 
     `patterns` are names of shipped patterns, presets (`all`, `deploy`) or paths of .fxp files; `keep` names the outputs
-    that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`. For each of
-    them a text alone is a list of one. `rename` gives inputs and outputs other names, all at once, so that two may
-    change places. `inputs` is an .npz with an array per input, `shapes` fixes input sizes (in elements, all axes) for
-    the comparison; both speak of the inputs by their old names. Verification that fails is in the report, not an
-    exception: see `Result.report.verification`.
+    that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`. For each of them
+    a text alone is a list of one. `rename` gives inputs and outputs other names, all at once, so that two may change
+    places. `scrub` removes what exporters and training left and no runtime needs. `inputs` is an .npz with an array per
+    input, `shapes` fixes input sizes (in elements, all axes) for the comparison; both speak of the inputs by their old
+    names. Verification that fails is in the report, not an exception: see `Result.report.verification`.
 
     Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
     """
@@ -124,13 +126,15 @@ def apply(
         draft, loaded_patterns, keep_all=keep == ALL, max_rounds=max_rounds, progress=progress, shapes=known
     )
     renamed = _rename(draft, rename or {})
+    scrubbed = draft.scrub() if scrub else ()
     finished = draft.finish()
     after = _totals(draft, draft.view(), sizes.infer(draft.model, draft.nodes)) if draft.edited else before
     verification = NOT_ASKED
     if verify:
         verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
     report = _report(opened, loaded_patterns, (before, after), outcome, renamed, draft, verification)
-    report = replace(report, seconds=time.monotonic() - started)
+    gone = tuple(ScrubRecord(r.kind, r.count, r.size, r.example) for r in scrubbed)
+    report = replace(report, scrubbed=gone, seconds=time.monotonic() - started)
     given = surgeon.from_proto(finished) if opened.kind == "gs.Graph" else finished
     return Result(given, report, finished, opened.source)
 

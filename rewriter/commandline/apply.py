@@ -59,6 +59,7 @@ class Request:
     keep: tuple[str, ...]
     settings: tuple[str, ...]
     rename: tuple[str, ...]
+    scrub: bool
     check: bool
     reports: tuple[Path, ...]
     no_verify: bool
@@ -93,6 +94,11 @@ class Request:
 )
 @click.option("--set", "settings", multiple=True, metavar="[PATTERN.]PARAM=VALUE", help="Set a parameter of a pattern.")
 @click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename an input or output of the result.")
+@click.option(
+    "--scrub",
+    is_flag=True,
+    help="Remove exporters' notes, stack traces, local paths, training metadata and what nothing reads.",
+)
 @click.option("--check", is_flag=True, help="Write no model; exit 1 if something would change.")
 @click.option(
     "--report",
@@ -204,6 +210,7 @@ def _apply(request: Request, model: Path | LoadedModel, progress: console.Progre
         keep=options.keep(request.keep),
         set_=options.settings(request.settings),
         rename=options.renames(request.rename),
+        scrub=request.scrub,
         verify=not request.no_verify,
         inputs=request.inputs,
         shapes=options.shapes(request.shape),

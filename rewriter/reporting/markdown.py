@@ -37,6 +37,11 @@ def _document(report: Report) -> Iterator[str]:
     yield from _table(("", "before", "after", "change"), rows, numeric=(1, 2, 3))
     yield from _operators(report)
     yield from _rewrites(report)
+    if report.scrubbed:
+        yield "## Scrubbed"
+        yield ""
+        yield from (f"- {markdown(line)}" for line in map(summary.scrub_line, report.scrubbed))
+        yield ""
     yield from _refusals(report)
     yield from _certainty(report)
     yield from _origin(report)

@@ -158,6 +158,16 @@ class OutputsDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubRecord:
+    """What `--scrub` removed of one kind: how many, their bytes, and the first of them."""
+
+    kind: str
+    count: int
+    bytes: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
 class PatternSource:
     name: str
     path: str
@@ -185,11 +195,12 @@ class Report:
     versions: tuple[tuple[str, str], ...]  # fxrewrite, python, onnx, numpy, engine
     seconds: float
     folds: tuple[FoldRecord, ...] = ()  # every new tensor of the result, over all rounds
+    scrubbed: tuple[ScrubRecord, ...] = ()
     schema: int = SCHEMA_VERSION
 
     @property
     def changed(self) -> bool:
-        return bool(self.matches or self.renamed or any(d.removed or d.stacks for d in self.decisions))
+        return bool(self.matches or self.renamed or self.scrubbed or any(d.removed or d.stacks for d in self.decisions))
 
 
 @dataclass(frozen=True, slots=True)

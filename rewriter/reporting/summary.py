@@ -21,6 +21,7 @@ from rewriter.reporting.record import (
     Proof,
     RefusalRecord,
     Report,
+    ScrubRecord,
     SizeRecord,
     StackRecord,
     Totals,
@@ -151,6 +152,12 @@ def stack_line(stack: StackRecord) -> str:
     takers = ", ".join(stack.taken)
     which = f"{stack.operand} (number {stack.place + 1} of {stack.operands})"
     return f"{stack.stack}: {takers} took one slice of the stack, so the heads run on {which} alone"
+
+
+def scrub_line(scrubbed: ScrubRecord) -> str:
+    """ "stack traces: 992, 1.2 MB (the first: pkg.torch.onnx.stack_trace)"."""
+    size = figures.size(scrubbed.bytes)
+    return f"{scrubbed.kind}: {scrubbed.count:,}, {size} (the first: {scrubbed.example})"
 
 
 def moved_line(moved: Sequence[SizeRecord]) -> str:

@@ -49,6 +49,7 @@ class ReportText:
             yield _totals(report)
         yield from _operators(report)
         yield from _matches(report)
+        yield from _scrubbed(report)
         yield from _refusals(report)
         yield from _remarks(report)
         yield heading("How sure")
@@ -103,6 +104,13 @@ def _decisions(report: Report) -> Iterator[RenderableType]:
             yield indent(votes)
             if (hidden := len(decision.votes) - _MOST_VOTES) > 0:
                 yield indent(Text(f"… and {hidden:,} more, which --json lists", style="dim"))
+
+
+def _scrubbed(report: Report) -> Iterator[RenderableType]:
+    if report.scrubbed:
+        yield heading("Scrubbed")
+        for line in map(summary.scrub_line, report.scrubbed):
+            yield indent(Text(escape.plain(line)))
 
 
 def _outputs(report: Report, decision: OutputsDecision) -> RenderableType:

@@ -23,6 +23,7 @@ from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Array, Constant, Graph
 from rewriter.rewriting import names
 from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Reread, Rewire, Undeclare
+from rewriter.rewriting.scrub import Removed, Scrub
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
 
@@ -117,6 +118,14 @@ class OnnxDraft:
             self._rename(wanted)
             names.rename_values(self.model.graph, wanted)
         return clash
+
+    def scrub(self) -> tuple[Removed, ...]:
+        """Remove what no runtime needs (see `rewriting.scrub`); gives back what went, by kind."""
+        nodes, removed = Scrub(self.model, self.nodes).run()
+        if removed:
+            self._touched()
+            self.nodes, self._dead_at_first = nodes, []
+        return removed
 
     def finish(self) -> ModelProto:
         """The model with everything stored: new tensors rounded, dead ones and stale type information gone.
