@@ -61,14 +61,15 @@ def _on_image(nodes: Sequence[Node], shapes: Shapes) -> Work | None:
     """On the sizes that are known; None where one is missing."""
     by_node: dict[int, float] = {}
     positions: dict[str, float] = {}
-    features = any(node.op == "linear" for node in nodes) and not any(node.op == "conv" for node in nodes)
+    if any(node.op == "linear" for node in nodes) and not any(node.op == "conv" for node in nodes):
+        return None  # of features: views may join rows, so that only what one row costs compares
     for node in nodes:
         for value in (*node.data, *node.outputs):
             sizes = shapes.get(value.name, ())[1:]
             known = [n for n in sizes if isinstance(n, int)]
             if len(known) != len(sizes) or not known:
                 return None
-            positions[value.name] = prod(known[:-1] if features or node.op == "linear" else known[1:])
+            positions[value.name] = prod(known[:-1] if node.op == "linear" else known[1:])
         at = positions[node.data[0].name if node.op == "conv_transpose" else node.output.name]
         everywhere = prod(n for n in shapes[node.output.name][1:] if isinstance(n, int))
         by_node[node.index] = _weight_size(node) * at if node.op in WEIGHTED else everywhere * (node.op in PER_CHANNEL)
@@ -138,6 +139,11 @@ def gate(before: Cost, after: Cost, *, at: str, bias: int = 0) -> TooDear | None
     if after.multiply_adds <= before.multiply_adds and after.parameters - bias <= before.parameters:
         return None
     return TooDear(Reason.COST, at, f"folded it would cost {in_words(before, after)}", before, after)
+
+
+def saves(before: Cost, after: Cost, nodes: int, stay: int) -> bool:
+    """Whether a fold makes progress: fewer nodes, or as many that multiply less. So rewriting ends."""
+    return stay < nodes or (stay == nodes and after.multiply_adds < before.multiply_adds)
 
 
 def in_words(before: Cost, after: Cost) -> str:

@@ -6,7 +6,7 @@ Invariant: nothing here shares code with the algebra. An operator that cannot be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -62,6 +62,15 @@ def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
     if region.exit.name not in values:
         raise CannotRun(f"no node gives {region.exit.name}")
     return values[region.exit.name]
+
+
+def through(nodes: Iterable[Node], x: Array) -> Array:
+    """What nodes of one operand each make of a value, one after another."""
+    for node in nodes:
+        found = OPS[node.op](node, [x], Run(absolute=False))
+        assert not isinstance(found, list)
+        x = found
+    return x
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def interpret(region: Region) -> Affine | Refusal:
 def maps(region: Region) -> Mapping[str, Affine | Refusal]:
     """The map of every value of the region over its entry; what reads a refused one is refused by the same.
 
-    A value whose axes lie otherwise than the entry's has an `Aside` in place of its map.
+    A value whose axes lie otherwise than the entry's has an `Aside` in place of its map. Leftovers are zero.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows float64 is not finite, and refused as a conv
         return _maps(region)
@@ -69,7 +69,9 @@ def _maps(region: Region) -> Mapping[str, Affine | Refusal]:
 def _shown(name: str, term: Found, space: Space) -> Affine | Refusal | None:
     if isinstance(term, Refusal):
         return term
-    return term.map if term.map is None or term.layout == space.layout else aside(name)
+    if term.map is None or term.layout == space.layout:
+        return term.map
+    return aside(name, term.map, None if term.open else term.views)
 
 
 def _all(region: Region, refusal: Refusal) -> Mapping[str, Affine | Refusal]:
@@ -274,7 +276,8 @@ def _sum(name: str, signs: tuple[int, ...], read: list[Term], space: Space) -> F
         if isinstance(summed, Refusal):
             return summed
         total = summed
-    return Term(total, read[0].layout, open=any(term.open for term in read))
+    views = read[0].views if all(term.views == read[0].views for term in read) else None
+    return Term(total, read[0].layout, open=any(term.open for term in read), views=views)
 
 
 SUMS: Mapping[str, Callable[[int], tuple[int, ...]]] = {

@@ -7,6 +7,7 @@ the node. It asks the layout where the channels are and leaves everything it doe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +25,12 @@ Result: TypeAlias = "Affine | Refusal"
 
 
 def _of(term: Term, found: Result) -> Term | Refusal:
-    return found if isinstance(found, Refusal) else term.of(found)
+    """The term of a step that is not per channel: views before it stay where they are."""
+    return found if isinstance(found, Refusal) else _fixed(term.of(found))
+
+
+def _fixed(term: Term) -> Term:
+    return replace(term, views=None) if term.views else term
 
 
 # --- per channel -----------------------------------------------------------------------------------------------------
@@ -143,7 +149,7 @@ def _slice(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusa
             break
         axis = axis % len(term.layout)
         if axis == term.channels:
-            found = found.of(found.map.take(_chosen(range(found.map.outputs)[start:end:step])))
+            found = _fixed(found.of(found.map.take(_chosen(range(found.map.outputs)[start:end:step]))))
         elif space.windows and term.layout == space.layout and axis > 1:
             found = _of(found, _cut(node, found.map, space.size, axis - 2, (start, end, step)))
         else:
@@ -193,7 +199,7 @@ def _gather(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refus
     places = _chosen([int(i) for i in indices.load().reshape(-1)])
     if (places < -inner.outputs).any() or (places >= inner.outputs).any():
         return Refusal(Reason.VALUE, name, "an index is out of range")
-    return term.of(inner.take(places % inner.outputs))
+    return _fixed(term.of(inner.take(places % inner.outputs)))
 
 
 def parts(node: Node, term: Term, inner: Affine) -> list[Term] | Refusal:
@@ -208,7 +214,9 @@ def parts(node: Node, term: Term, inner: Affine) -> list[Term] | Refusal:
     if len(sizes) != count or min(sizes) < 1 or sum(sizes) != inner.outputs:
         return Refusal(Reason.SHAPE, name_of(node), f"splits {inner.outputs} channels into {list(sizes)}")
     ends = np.cumsum(sizes)
-    return [term.of(inner.take(_chosen(range(end - n, end)))) for end, n in zip(ends.tolist(), sizes, strict=True)]
+    return [
+        _fixed(term.of(inner.take(_chosen(range(end - n, end))))) for end, n in zip(ends.tolist(), sizes, strict=True)
+    ]
 
 
 def join(node: Node, read: Sequence[Term], space: Space) -> Term | Refusal:
@@ -237,7 +245,7 @@ def _view(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal
     found = VIEWS[node.op](node.attrs, term.layout, lambda name: space.size_of(inner, name))
     if found is None:
         return Refusal(Reason.SHAPE, name_of(node), "cuts through the axes of what it reads, or they are not known")
-    return Term(term.map, found, term.open)
+    return replace(term, layout=found, views=None if term.views is None else (*term.views, node))
 
 
 def _reshaped(attrs: Mapping[str, Any], axes: layout.Layout, size_of: layout.SizeOf) -> layout.Layout | None:

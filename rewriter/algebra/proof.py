@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.algebra.conv import ConvForm
-from rewriter.algebra.evaluation import Array, CannotRun, Run, convolve, run
+from rewriter.algebra.evaluation import Array, CannotRun, Run, convolve, run, through
 from rewriter.algebra.linear import Form, LinearForm
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Dim, Node
@@ -54,8 +54,11 @@ class Probe:
         return np.stack([function(one) for one in x]) if self.whole else function(x)
 
 
-def prove(region: Region, form: Form) -> Proof | Refusal:
-    """Whether `form`, unrounded, computes what the region does; see the module for the measure."""
+def prove(region: Region, form: Form, views: Sequence[Node] = ()) -> Proof | Refusal:
+    """Whether `form`, unrounded, computes what the region does; see the module for the measure.
+
+    `views` are nodes of the region that stay, one after another behind it.
+    """
     probes = _features(region, form) if isinstance(form, LinearForm) else _images(region, form)
     if isinstance(probes, Refusal):
         return probes
@@ -65,7 +68,7 @@ def prove(region: Region, form: Form) -> Proof | Refusal:
     for probe in probes:
         try:
             with np.errstate(all="ignore"):  # what is not finite fails the comparison
-                found = _compare(region, form, probe, probe.inputs(random, _channels(form)), rest)
+                found = _compare(region, form, views, probe, probe.inputs(random, _channels(form)), rest)
         except CannotRun as reason:
             return Refusal(Reason.EXACT, region.name, f"cannot be proved: {reason}")
         error = max(error, found)
@@ -190,14 +193,16 @@ def _sizes(region: Region, strides: tuple[int, ...], least: list[int]) -> list[t
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def _compare(region: Region, form: Form, probe: Probe, x: Array, rest: Mapping[str, float]) -> float:
+def _compare(
+    region: Region, form: Form, views: Sequence[Node], probe: Probe, x: Array, rest: Mapping[str, float]
+) -> float:
     """The largest |difference| / S on these inputs; infinite where shapes differ or a zero is missed.
 
     S grows with every |x|, so that of the least |x| of the Gaussian inputs bounds the S of each from below: one run in
     absolute values serves all, and the error that is reported is never too small.
     """
     exact = probe.map(lambda one: run(region, one, rest, Run(absolute=False)), x)
-    folded = probe.map(lambda one: _folded(form, one), x)
+    folded = probe.map(lambda one: through(views, _folded(form, one)), x)
     for sign, value in region.rest:
         folded = folded + sign * (x if value.name == region.entry.name else rest[value.name])
     if exact.shape != folded.shape:

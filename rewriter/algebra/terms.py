@@ -7,11 +7,14 @@ Every other axis is one of rows, which the map treats alike; so a matrix on feat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from rewriter.algebra.affine import Affine, Size
 from rewriter.algebra.layout import CHANNELS, Layout, of_entry, place_of
 from rewriter.errors import Reason, Refusal
-from rewriter.graph.view import Dim
+from rewriter.graph.view import Dim, Node, Value
+
+Views: TypeAlias = "tuple[Node, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,16 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A value inside: a map of the entry (None for zero), its axes, and whether leftovers were added to it."""
+    """A value inside: a map of the entry (None for zero), its axes, and whether leftovers were added to it.
+
+    It is what `views` make, one after another, of the map's own result; None where a later step could not do without
+    them being where they are, as one that gives other channels.
+    """
 
     map: Affine | None
     layout: Layout
     open: bool = False
+    views: Views = ()
 
     def of(self, affine: Affine) -> Term:
         return replace(self, map=affine)
@@ -63,8 +71,19 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Aside(Refusal):
-    """A value that is an affine map of the entry with its axes elsewhere: no fold ends there, one may go through."""
+    """A value that is an affine map of the entry with its axes elsewhere, as far as `views` put them there.
+
+    A fold that ends there writes the map and keeps the views; where it has none to keep, it can only go through.
+    """
+
+    map: Affine
+    views: Views
 
 
-def aside(at: str) -> Aside:
-    return Aside(Reason.SHAPE, at, "its axes lie otherwise than those of what it is computed from")
+def aside(at: str, affine: Affine, views: Views) -> Aside:
+    return Aside(Reason.SHAPE, at, "its axes lie otherwise than those of what it is computed from", affine, views)
+
+
+def ends_behind(found: Aside, value: Value | None) -> bool:
+    """Whether a fold may end at this value: all of its views stay, and something behind them goes."""
+    return bool(found.views) and value is not None and value.producer != found.views[-1].index

@@ -1,13 +1,15 @@
 """What may be done with a match: `fold` puts one conv or matrix in place of a region, `bypass` takes out idle nodes.
 
 Invariant: an action proves what it does, whatever the pattern file claims. It gives a plan and changes nothing itself,
-or a refusal with the reason; every plan strictly lowers the number of nodes, so rewriting ends.
+or a refusal with the reason; every plan lowers the number of nodes, or keeps it
+and lowers the multiply-adds, so rewriting ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rewriter.algebra import cost
@@ -16,6 +18,7 @@ from rewriter.algebra.cost import NO_SHAPES, TooDear
 from rewriter.algebra.interpret import dtype_of, interpret, space_of
 from rewriter.algebra.linear import Form, LinearForm, form_of
 from rewriter.algebra.proof import prove
+from rewriter.algebra.terms import Aside, ends_behind
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node, Value
@@ -25,7 +28,7 @@ from rewriter.matching.predicates import Reading, attribute, is_transparent
 from rewriter.matching.region import Region
 from rewriter.matching.where import Bindings, holds
 from rewriter.reporting.record import Cost, Proof
-from rewriter.rewriting.edits import AddConstant, AddNode, Edit, Plan, RemoveNode, Rewire
+from rewriter.rewriting.edits import AddConstant, AddNode, Edit, Plan, RemoveNode, Reread, Rewire
 from rewriter.rewriting.sized import Sized
 
 Fresh = Callable[[str], str]
@@ -66,9 +69,10 @@ def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, siz
     although it stays for them. The totals of the report count each stored tensor once, and show what that costs.
     """
     region = sized.entered(match.region)
-    form = _form(region)
-    if isinstance(form, Refusal):
-        return form
+    found = _form(region)
+    if isinstance(found, Refusal):
+        return found
+    form, views = found
     kind = "linear" if isinstance(form, LinearForm) else "conv"
     if kind not in kinds:
         return Refusal(
@@ -76,35 +80,40 @@ def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, siz
         )
     work = cost.work_of(region.nodes, shapes)
     before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region.exit)
-    refused = _too_dear(match, form, before, after)
+    refused = _too_dear(match, form, len(views), before, after)
     if refused is not None:
         return refused
-    proof = prove(region, form)
+    proof = prove(region, form, views)
     if isinstance(proof, Refusal):
         return proof
-    return Done(replace(region, form, fresh), before, after, proof)
+    return Done(replace(region, form, views, fresh), before, after, proof)
 
 
-def _form(region: Region) -> Form | Refusal:
-    affine = interpret(region)
+def _form(region: Region) -> tuple[Form, tuple[Node, ...]] | Refusal:
+    """What is written, and the views of the region that stay behind it."""
+    affine, views = interpret(region), ()
+    if isinstance(affine, Aside) and ends_behind(affine, region.exit):
+        affine, views = affine.map, affine.views or ()
     if isinstance(affine, Refusal):
         return affine
     dtype, space = dtype_of(region), space_of(region)
     if isinstance(dtype, Refusal):
         return dtype
-    return space if isinstance(space, Refusal) else form_of(affine, dtype, space, at=region.name)
+    form = space if isinstance(space, Refusal) else form_of(affine, dtype, space, at=region.name)
+    return form if isinstance(form, Refusal) else (form, views)
 
 
-def _too_dear(match: Match, form: Form, before: Cost, after: Cost) -> Refusal | None:
+def _too_dear(match: Match, form: Form, views: int, before: Cost, after: Cost) -> Refusal | None:
     """The pattern's own cost clause where it has one, else the default gate; nothing with cost=off."""
     region, clause = match.region, match.query.pattern.cost
-    if form.nodes + len(region.rest) >= len(region.nodes):
+    stay = form.nodes + views + len(region.rest)
+    if not cost.saves(before, after, len(region.nodes), stay):
         return Refusal(Reason.COST, region.name, "the fold would not save a node")
     if not match.query.cost_gate:
         return None
     if clause is None:
         return cost.gate(before, after, at=region.name, bias=0 if form.bias is None else form.bias.size)
-    nodes = {"before": len(region.nodes), "after": form.nodes + len(region.rest)}
+    nodes = {"before": len(region.nodes), "after": stay}
     if holds(clause, _CostScope(match.bindings, {"before": before, "after": after}, nodes)):
         return None
     detail = f"the pattern's cost clause is false: folded it would cost {cost.in_words(before, after)}"
@@ -137,11 +146,13 @@ class _CostScope:
         return self.bindings.name(name)
 
 
-def replace(region: Region, form: Form, fresh: Fresh) -> Plan:
+def replace(region: Region, form: Form, views: Sequence[Node], fresh: Fresh) -> Plan:
     """exit = form(entry) + what stays, under the exit's own name."""
     last = region.nodes[-1]
+    if views:
+        return _before_views(region, form, views, fresh)
     output = fresh(f"{region.exit.name}.folded") if region.rest else region.exit.name
-    edits = _written(region, form, output, fresh)
+    edits = _written(region, form, output, last, fresh)
     for position, (sign, value) in enumerate(region.rest, 1):
         total = region.exit.name if position == len(region.rest) else fresh(f"{region.exit.name}.folded")
         added = fresh(f"{last.name or region.exit.name}/rest")
@@ -150,9 +161,19 @@ def replace(region: Region, form: Form, fresh: Fresh) -> Plan:
     return Plan((*edits, *(RemoveNode(node) for node in region.nodes)))
 
 
-def _written(region: Region, form: Form, output: str, fresh: Fresh) -> list[Edit]:
+def _before_views(region: Region, form: Form, views: Sequence[Node], fresh: Fresh) -> Plan:
+    """The form in place of what the first view reads, the views joined, the last of them under the exit's name."""
+    read = views[0].data[0]
+    maker = next(node for node in region.nodes if read in node.outputs)
+    edits = _written(region, form, read.name, maker, fresh)
+    edits += [Reread(view, view.data[0].name, before.output.name) for before, view in pairwise(views)]
+    edits.append(Rewire(views[-1].output.name, region.exit.name))
+    return Plan((*edits, *(RemoveNode(node) for node in region.nodes if node not in views)))
+
+
+def _written(region: Region, form: Form, output: str, last: Node, fresh: Fresh) -> list[Edit]:
     """A conv, a matrix product with its bias, or where there are more axes a product and an addition."""
-    main, last = _main(region), region.nodes[-1]
+    main = _main(region)
     weight = fresh(
         f"{main.consts['weight'].name.removesuffix('.folded')}.folded" if main else f"{region.exit.name}.weight"
     )

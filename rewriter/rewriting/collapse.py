@@ -22,7 +22,7 @@ from rewriter.algebra.conv import ConvForm
 from rewriter.algebra.cost import NO_SHAPES, TooDear, Work
 from rewriter.algebra.interpret import dtype_of, maps, space_of
 from rewriter.algebra.linear import Form, form_of
-from rewriter.algebra.terms import Aside, Space
+from rewriter.algebra.terms import Aside, Space, ends_behind
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node, Value
@@ -169,7 +169,7 @@ class _Cut:
             slot = self.chain.slots[start]
             stays = self.planner.worth(cost.cost_of_part(slot, self.work), len(slot))
             ways = [(start + 1, stays)]
-            ways += ((stop, self.planner.worth(fold.after, fold.form.nodes)) for stop, fold in self._from(start))
+            ways += ((stop, self.planner.worth(fold.after, fold.nodes)) for stop, fold in self._from(start))
             for stop, way in ways:
                 if (through := _plus(best[start], way)) < best[stop]:
                     best[stop], back[stop] = through, start
@@ -182,19 +182,19 @@ class _Cut:
 
     def _from(self, start: int) -> Iterator[tuple[int, _Fold]]:
         """Every fold that starts at a cut."""
-        for stop, affine in self._composed(start):
+        for stop, affine, views in self._composed(start):
             nodes = self.nodes(start, stop)
             if len(nodes) < 2 or not _has_kernel(nodes):
                 continue
-            found = self._fold(affine, start, stop, nodes)
+            found = self._fold(affine, start, stop, nodes, len(views))
             if isinstance(found, _Fold):
                 self.folds[start, stop] = found
                 yield stop, found
             elif isinstance(found, TooDear):
                 self.dear[start, stop] = found
 
-    def _composed(self, start: int) -> Iterator[tuple[int, Affine]]:
-        """The map to each later cut, as far as composing is exact."""
+    def _composed(self, start: int) -> Iterator[tuple[int, Affine, tuple[Node, ...]]]:
+        """The map to each later cut, as far as composing is exact, and the views that stay behind it."""
         entry, count = self.chain.values[start], len(self.chain.slots)
         if entry is None:
             return
@@ -206,13 +206,16 @@ class _Cut:
                 stop += 1
                 value = self.chain.values[stop]
                 affine = found.get(value.name) if value is not None else None
+                views: tuple[Node, ...] = ()
                 if isinstance(affine, Aside):
-                    continue
+                    if not ends_behind(affine, value):
+                        continue
+                    affine, views = affine.map, affine.views or ()
                 if affine is None or isinstance(affine, Refusal):
                     if affine is not None:
                         self.stops[start] = stop, affine
                     return
-                yield stop, affine
+                yield stop, affine, views
             window *= 2
 
     def _to_kernel(self, start: int) -> int:
@@ -220,18 +223,18 @@ class _Cut:
         slots = self.chain.slots[start : start + FURTHEST]
         return next((i for i, slot in enumerate(slots, 1) if _has_kernel(slot)), 0)
 
-    def _fold(self, affine: Affine, start: int, stop: int, nodes: Sequence[Node]) -> _Fold | Refusal:
+    def _fold(self, affine: Affine, start: int, stop: int, nodes: Sequence[Node], views: int) -> _Fold | Refusal:
         region = self._region(start, stop)
         form = _form(affine, region)
         if isinstance(form, Refusal):
             return form
-        if len(nodes) <= form.nodes:
-            return Refusal(Reason.COST, region.name, "the fold would not save a node")
         before = cost.cost_of_part(nodes, self.work)
         after = cost.cost_of_form(form, self.work, region.exit)
+        if not cost.saves(before, after, len(nodes), form.nodes + views):
+            return Refusal(Reason.COST, region.name, "the fold would not save a node")
         bias = 0 if form.bias is None else form.bias.size
         dear = self.planner.accepts(before, after, bias, region.name)
-        return dear if dear is not None else _Fold(form, before, after, len(nodes))
+        return dear if dear is not None else _Fold(form, before, after, form.nodes + views)
 
     def _region(self, start: int, stop: int) -> Region:
         entry, exit_ = self.chain.values[start], self.chain.values[stop]

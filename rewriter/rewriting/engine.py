@@ -1,8 +1,9 @@
 """From patterns to a rewritten graph: outputs first, then rounds of disjoint matches until nothing is left to do.
 
 The one idea: each round matches on a snapshot, plans and proves disjoint rewrites, and applies them together; a match
-that is refused gives back what it shadowed in the same round. Every plan lowers the number of nodes, so the rounds end:
-at a fixpoint, or at the limit, and the outcome says which. Nodes that no output needs are left alone.
+that is refused gives back what it shadowed in the same round. Every plan lowers the number of nodes, or keeps it and
+lowers the multiply-adds, so the rounds end: at a fixpoint, or at the limit, and the outcome says which. Nodes that no
+output needs are left alone.
 """
 
 from __future__ import annotations

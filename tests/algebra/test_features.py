@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rewriter.algebra import ConvForm, LinearForm, dtype_of, form_of, interpret, prove, space_of
+from rewriter.algebra.terms import Aside, ends_behind
 from rewriter.errors import Reason, Refusal
 from rewriter.matching.region import Region
 from rewriter.reporting.record import Proof
@@ -97,6 +98,42 @@ def test_a_norm_between_two_transpositions(rng: np.random.Generator) -> None:
     y = block.add(block.norm(y, 6, rng), block.scale(y, 0.7))
     block.linear(block.node("transpose", [y], perm=(0, 2, 1)), normal(rng, 4, 6), rng.standard_normal(4))
     assert folded(block.region(), (2, 7, 6)).kernel.shape == (4, 6)
+
+
+def test_views_that_stay(rng: np.random.Generator) -> None:
+    """A norm behind a view goes into the matrix before it; proved with the view behind the matrix."""
+    block = Block((2, 7, 6))
+    y = block.linear("x", normal(rng, 4, 6))
+    y = block.norm(block.node("reshape", [y], shape=(14, 4)), 4, rng)
+    y = block.node("transpose", [y], perm=(1, 0))
+    block.shift(y, rng.standard_normal((4, 1)))
+    region = block.region()
+    found = interpret(region)
+    assert isinstance(found, Aside)
+    assert ends_behind(found, region.exit)
+    assert [node.op for node in found.views or ()] == ["reshape", "transpose"]
+    space = space_of(region)
+    assert not isinstance(space, Refusal)
+    form = form_of(found.map, "float32", space)
+    assert isinstance(form, LinearForm)
+    assert isinstance(prove(region, form, found.views or ()), Proof)
+    assert isinstance(prove(region, form, (found.views or ())[:1]), Refusal)
+    assert isinstance(prove(region, form), Refusal)
+
+
+def test_what_does_not_stay_behind_a_map(rng: np.random.Generator) -> None:
+    """A view whose stored extents are those of other channels, and one that nothing follows."""
+    block = Block((2, 7, 6))
+    y = block.node("reshape", [block.linear("x", normal(rng, 4, 6))], shape=(14, 4))
+    block.linear(y, normal(rng, 3, 4))
+    found = interpret(block.region())
+    assert isinstance(found, Aside)
+    assert found.views is None
+    block = Block((2, 7, 6))
+    block.node("reshape", [block.linear("x", normal(rng, 4, 6))], shape=(14, 4))
+    found = interpret(block.region())
+    assert isinstance(found, Aside)
+    assert not ends_behind(found, block.region().exit)
 
 
 def test_what_does_not_net_out(rng: np.random.Generator) -> None:

@@ -768,11 +768,31 @@ def _(s: Sketch) -> None:
     s.output(s.op("Reshape", y, s.tensor([2, 6, 5], dtype=I64)))
 
 
-@hazard("rows are joined for a norm and taken apart otherwise", {"MatMul": 1, "BatchNormalization": 1, "Reshape": 2})
+@hazard("rows are joined for a norm and taken apart otherwise", {"MatMul": 1, "Add": 1, "Reshape": 2})
 def _(s: Sketch) -> None:
     y = s.op("MatMul", s.input((2, 6, C)), s.tensor(s.normal(C, 5)))
     y = s.norm(s.op("Reshape", y, s.tensor([12, 5], dtype=I64)), 5)
     s.output(s.op("Reshape", y, s.tensor([6, 2, 5], dtype=I64)))
+
+
+@hazard("a norm behind two views of a product", {"Conv": 1, "Reshape": 1, "Transpose": 1, "Relu": 1})
+def _(s: Sketch) -> None:
+    y = s.op("Reshape", s.conv(s.input(), 5), s.tensor([1, 5, H * W], dtype=I64))
+    y = s.op("Mul", s.norm(y, 5), s.tensor(s.uniform(1, 5, 1)))
+    y = s.op("Transpose", y, perm=[0, 2, 1])
+    s.output(s.op("Relu", s.op("Add", y, s.tensor(s.normal(5)))))
+
+
+@hazard("a norm behind a view that is an output too stays", {"Conv": 1, "Reshape": 1, "BatchNormalization": 1})
+def _(s: Sketch) -> None:
+    y = s.op("Reshape", s.conv(s.input(), 5), s.tensor([1, 5, H * W], dtype=I64))
+    s.output(s.norm(y, 5), y)
+
+
+@hazard("a norm behind a view that joins channels stays", {"Conv": 1, "Reshape": 1, "BatchNormalization": 1})
+def _(s: Sketch) -> None:
+    y = s.op("Reshape", s.conv(s.input(), 2 * C), s.tensor([2, C, H * W], dtype=I64))
+    s.output(s.norm(y))
 
 
 @hazard("one axis", ONE)
