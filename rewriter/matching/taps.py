@@ -5,7 +5,8 @@ head of a task of its own reads the end of the trunk beside the others, perhaps 
 group is *tapped* from another only where, from every value at which its own nodes leave what both need, the way to the
 other is at least twice as long in convs or linears and leads through more of a trunk (a sum or Concat of computed
 values, or a change of resolution), not only through a longer chain of layers; and where its own part is a plain chain,
-without such sums and Concats. Names and the order of outputs decide nothing.
+without such sums and Concats, and has a layer at all: features of inner blocks, normed perhaps, are no head. Names and
+the order of outputs decide nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Tap:
 
     @property
     def early(self) -> bool:
-        return self.plain and self.trunk and self.other >= max(TWICE * self.own, self.own + TWICE)
+        return self.plain and self.trunk and self.own > 0 and self.other >= max(TWICE * self.own, self.own + TWICE)
 
 
 def tap(cones: Cones, own: int, other: int) -> Tap | None:

@@ -89,6 +89,15 @@ def test_a_head_runs_on_the_one_layer_that_is_taken(index: int | list[int]) -> N
     assert "Concat" not in ops and (ops["Unsqueeze"], ops["Gather"], ops["Tanh"]) == (1, 1, kept)
 
 
+@pytest.mark.parametrize("index", [0, 3, -1])
+def test_operands_with_several_slices_are_counted_from_their_first(index: int) -> None:
+    net = Net()
+    pairs = [net.add("Concat", [value, value], axis=0) for value in layers(net)]
+    stack = net.add("Concat", pairs, axis=-3)
+    result, count = narrowed(model_of(net, take(net, head(net, stack), index)))
+    assert count == 1 and op_histogram(result)["Concat"] == 1
+
+
 def test_two_heads_on_one_stack_go_together() -> None:
     net = Net()
     stack = stacked(net, layers(net))

@@ -54,6 +54,13 @@ def test_a_branch_that_joins_values_is_more_than_a_head() -> None:
     assert early is not None and early.trunk and not early.plain and not early.early
 
 
+def test_features_of_an_inner_block_are_no_head() -> None:
+    net = Net()
+    middle = residual(net, net.conv(net.image, 3))
+    early, _ = of(net, net.add("Relu", [middle]), net.convs(residual(net, middle), 2))
+    assert early == Tap(middle, 0, 4, plain=True, trunk=True) and not early.early
+
+
 def test_every_value_where_it_leaves_counts() -> None:
     """A head that also reads the end of the trunk is not half way."""
     net = Net()
