@@ -41,9 +41,27 @@ MOST_COMPOSED = 1 << 24
 pointwise kernel of a few thousand channels would make one of any size, which no cost gate lets through."""
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The geometry of a transposed convolution: every input place adds its window, at `strides` from the next one's."""
+
+    strides: Extents
+    pads: Pads  # what is cut off again
+    dilations: Extents
+    beyond: Extents  # places behind the last window
+
+    def extent(self, size: Size, window: Extents) -> Size:
+        axes = zip(size, window, self.strides, self.pads, self.dilations, self.beyond, strict=True)
+        return tuple([None if n is None else s * (n - 1) + d * (k - 1) + 1 + b - sum(p) for n, k, s, p, d, b in axes])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Affine:
-    """One affine map; see the module for what its fields say."""
+    """One affine map; see the module for what its fields say.
+
+    With `spread` it is a transposed convolution of that geometry, and the grid that of a conv with the same kernel and
+    no pads: only what is done per channel, before or behind it, goes on from there.
+    """
 
     kernel: Array
     bias: Array
@@ -52,6 +70,7 @@ class Affine:
     dilation: Extents
     growth: Extents  # pad_begin + pad_end - dilation * (k - 1)
     rows: Rows
+    spread: Spread | None = None
 
     @staticmethod
     def identity(channels: int, rank: int) -> Affine:
@@ -110,12 +129,20 @@ class Affine:
         return self.rows.groups
 
     @property
+    def pointwise(self) -> bool:
+        """Whether each place reads the same place and no other."""
+        ones, zeros = (1,) * self.rank, (0,) * self.rank
+        plain = (self.window, self.stride, self.offset, self.growth) == (ones, ones, zeros, zeros)
+        return plain and self.spread is None
+
+    @property
     def idle(self) -> bool:
         """Whether it gives what it reads."""
         ones, zeros = (1,) * self.rank, (0,) * self.rank
         own = np.arange(self.outputs)
         return (
-            self.kernel.shape == (self.inputs, 1, *ones)
+            self.spread is None
+            and self.kernel.shape == (self.inputs, 1, *ones)
             and (self.stride, self.offset, self.growth) == (ones, zeros, zeros)
             and np.array_equal(self.rows.first, own)
             and bool((self.kernel == 1).all())
@@ -124,6 +151,8 @@ class Affine:
 
     def extent(self, size: Size) -> Size:
         """The output's spatial extent for an input's; unknown axes stay unknown."""
+        if self.spread is not None:
+            return self.spread.extent(size, self.window)
         axes = zip(size, self.growth, self.stride, strict=True)
         return tuple(None if n is None else -(-(n + g) // s) for n, g, s in axes)
 
@@ -149,6 +178,8 @@ class Affine:
 
         Exact where the map itself gives `fill` there: its bias is that, and no tap reads the image any more.
         """
+        if self.spread is not None:
+            return Refusal(Reason.EXACT, at, "pads what a transposed convolution gives")
         if wrong := self._shows(pads, fill, size):
             edge = Affine.identity(self.outputs, self.rank)._reaching(pads)
             return Refusal(Reason.EXACT, at, f"{wrong}{border.in_words(self, edge, fill, MOST_COMPOSED)}")
@@ -162,6 +193,8 @@ class Affine:
             return Refusal(Reason.SHAPE, at, f"reads {self.outputs} channels and its kernel has {outer.inputs}")
         if self.idle:
             return outer
+        if refused := self._apart(outer, at):
+            return refused
         if wrong := self._shows(outer.pads, 0.0, size):
             return Refusal(Reason.EXACT, at, f"{wrong}{border.in_words(self, outer, 0.0, MOST_COMPOSED)}")
         on = self.lattice_with(outer)
@@ -177,7 +210,19 @@ class Affine:
             dilation=on.step,
             growth=tuple(g + s * h for g, s, h in zip(self.growth, self.stride, outer.growth, strict=True)),
             rows=rows,
+            spread=self.spread or outer.spread,
         )
+
+    def _apart(self, outer: Affine, at: str) -> Refusal | None:
+        """Why one of the two is a transposed convolution that does not go together with the other, if so."""
+        if self.spread is not None and not outer.pointwise:
+            return Refusal(Reason.OP, at, "slides a window over what a transposed convolution gives")
+        if outer.spread is not None and not self.pointwise:
+            return Refusal(Reason.OP, at, "is a transposed convolution of what a window slid over")
+        if outer.spread is not None and self.bias.any():
+            detail = "a constant before a transposed convolution is none behind it: at the border fewer windows meet"
+            return Refusal(Reason.EXACT, at, detail)
+        return None
 
     def lattice_with(self, outer: Affine) -> Lattice:
         """Where the taps of \"self, then outer\" lie."""
@@ -246,6 +291,7 @@ class Affine:
             dilation=tuple(step for _, step, _ in axes),
             growth=tuple(map(min, self.growth, other.growth)),  # where they differ, both give the known extent
             rows=rows,
+            spread=self.spread,
         )
 
     def _differs(self, other: Affine, size: Size | None, does: str) -> str | None:
@@ -256,6 +302,8 @@ class Affine:
             return f"{does} a map of {self.inputs} channels to one of {other.inputs}"
         if does == "adds" and self.outputs != other.outputs:
             return f"adds {self.outputs} channels to {other.outputs}"
+        if self.spread != other.spread or (self.spread is not None and self.window != other.window):
+            return f"{does} a transposed convolution to a map of another geometry"
         if self.stride != other.stride:
             return f"{does} stride {self.stride} to {other.stride}"
         known = size or (None,) * self.rank

@@ -79,6 +79,49 @@ class ConvForm:
         return None if self.bias is None else round_to(self.bias, self.dtype)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TransposedForm:
+    """One transposed convolution node to be. `bias` is None where it would be all zero."""
+
+    kernel: Array  # float64, unrounded: (in, out / groups, *window)
+    bias: Array | None
+    strides: Extents
+    pads: tuple[tuple[int, int], ...]
+    dilations: Extents
+    beyond: Extents
+    groups: int
+    dtype: str
+
+    @property
+    def nodes(self) -> int:
+        return 1
+
+    @property
+    def parameters(self) -> int:
+        return self.kernel.size + (0 if self.bias is None else self.bias.size)
+
+
+def transposed_of(affine: Affine, dtype: str, *, at: str = "") -> TransposedForm | Refusal:
+    """The transposed convolution that computes a map with a spread, stored as `dtype`."""
+    assert affine.spread is not None
+    lost = lost_in(affine, dtype, at)
+    if lost is not None:
+        return lost
+    groups, spread = affine.groups, affine.spread
+    kernel = blocks(affine.kernel, affine.rows, groups)
+    grouped = kernel.reshape(groups, -1, *kernel.shape[1:]).swapaxes(1, 2)  # (group, in, out, *window)
+    return TransposedForm(
+        kernel=grouped.reshape(affine.inputs, affine.outputs // groups, *affine.window),
+        bias=affine.bias if affine.bias.any() else None,
+        strides=spread.strides,
+        pads=spread.pads,
+        dilations=spread.dilations,
+        beyond=spread.beyond,
+        groups=groups,
+        dtype=dtype,
+    )
+
+
 def conv_of(affine: Affine, dtype: str, *, at: str = "") -> ConvForm | Refusal:
     """The conv that computes an affine map, stored as `dtype`; `at` names the place in a refusal."""
     if not 1 <= affine.rank <= 3:

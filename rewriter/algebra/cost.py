@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
+from rewriter.algebra.conv import TransposedForm
 from rewriter.algebra.linear import Form
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
-from rewriter.graph.view import Node, Value
+from rewriter.graph.view import Node
+from rewriter.matching.region import Region
 from rewriter.reporting.record import Cost
 
 PARAMETER_ROLES = frozenset({"weight", "bias", "scale", "factor", "term"})
@@ -48,8 +50,10 @@ class Work:
     positions: Mapping[str, float]
     whole: bool
 
-    def of_form(self, form: Form, exit_: Value) -> float:
-        return form.kernel.size * self.positions.get(exit_.name, 1.0)
+    def of_form(self, form: Form, region: Region) -> float:
+        """The window of a transposed convolution stands on what it reads."""
+        value = region.entry if isinstance(form, TransposedForm) else region.exit
+        return form.kernel.size * self.positions.get(value.name, 1.0)
 
 
 def work_of(nodes: Sequence[Node], shapes: Shapes = NO_SHAPES) -> Work:
@@ -124,9 +128,9 @@ def cost_of_part(nodes: Sequence[Node], work: Work) -> Cost:
     return Cost(sum(parameters.values()), operations, not work.whole, sum(stored.values()))
 
 
-def cost_of_form(form: Form, work: Work | None = None, exit_: Value | None = None) -> Cost:
+def cost_of_form(form: Form, work: Work | None = None, region: Region | None = None) -> Cost:
     """What a conv or matrix in place of a region costs, in the unit of the region's `work`."""
-    operations = float(form.kernel.size if work is None or exit_ is None else work.of_form(form, exit_))
+    operations = float(form.kernel.size if work is None or region is None else work.of_form(form, region))
     return Cost(form.parameters, operations, work is None or not work.whole, form.parameters * ITEM[form.dtype])
 
 

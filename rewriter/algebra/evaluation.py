@@ -91,6 +91,14 @@ def _run_linear(node: Node, data: list[Array], run: Run) -> Array:
     return y + run.constant(node, "bias") if "bias" in node.consts else y
 
 
+def _run_conv_transpose(node: Node, data: list[Array], run: Run) -> Array:
+    (x,) = data
+    attrs = node.attrs
+    geometry = attrs["strides"], attrs["pads"], attrs["dilations"], attrs["output_padding"]
+    y = spread(x, run.constant(node, "weight"), *geometry, attrs["groups"])
+    return y + run.channels(node, "bias", x) if "bias" in node.consts else y
+
+
 def _run_bn(node: Node, data: list[Array], run: Run) -> Array:
     (x,) = data
     scale, bias, mean, var = (run.channels(node, role, x) for role in ("scale", "bias", "mean", "var"))
@@ -227,6 +235,7 @@ def _run_unsqueeze(node: Node, data: list[Array], run: Run) -> Array:
 
 OPS: Mapping[str, Callable[[Node, list[Array], Run], Array | list[Array]]] = {
     "conv": _run_conv,
+    "conv_transpose": _run_conv_transpose,
     "linear": _run_linear,
     "bn": _run_bn,
     "scale": _run_scale,
@@ -276,6 +285,31 @@ def convolve(
     if len(live):
         y[:, live] = _product(windows, weight, groups)
     return np.moveaxis(y, 0, 1)
+
+
+def spread(
+    x: Array,
+    weight: Array,
+    strides: tuple[int, ...],
+    pads: Pads,
+    dilations: tuple[int, ...],
+    beyond: tuple[int, ...],
+    groups: int,
+) -> Array:
+    """A transposed convolution of (n, channel, *size): every place adds its window, and the pads are cut off."""
+    if len(weight) != x.shape[1] or weight.ndim != x.ndim:
+        raise CannotRun(f"a weight of shape {weight.shape} does not fit values of shape {x.shape}")
+    window = weight.shape[2:]
+    axes = list(zip(x.shape[2:], window, strides, dilations, beyond, strict=True))
+    full = [s * (n - 1) + d * (k - 1) + 1 + b for n, k, s, d, b in axes]
+    y = np.zeros((len(x), groups, weight.shape[1], *full))
+    grouped = x.reshape(len(x), groups, -1, *x.shape[2:])
+    rows = weight.reshape(groups, -1, *weight.shape[1:])
+    for tap in np.ndindex(*window):
+        at = [slice(d * t, d * t + s * (n - 1) + 1, s) for t, (n, _, s, d, _) in zip(tap, axes, strict=True)]
+        y[:, :, :, *at] += np.einsum("ngi...,gio->ngo...", grouped, rows[:, :, :, *tap])
+    kept = [slice(begin, size - end) for size, (begin, end) in zip(full, pads, strict=True)]
+    return y.reshape(len(x), -1, *full)[:, :, *kept]
 
 
 def _product(windows: Array, weight: Array, groups: int) -> Array:

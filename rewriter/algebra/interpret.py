@@ -101,7 +101,7 @@ def dtype_of(region: Region) -> str | Refusal:
 
 # --- the entry -------------------------------------------------------------------------------------------------------
 
-WINDOWED = frozenset({"conv", "avg_pool", "pad"})
+WINDOWED = frozenset({"conv", "conv_transpose", "avg_pool", "pad"})
 """Operators on images: channels on axis 1, windows over every axis behind it."""
 
 LIKE = frozenset({"scale", "shift", "add", "sub", "sum", "neg", "identity", "dropout", "cast", "leaky_relu", "bn"})
@@ -132,6 +132,10 @@ def _images(region: Region) -> Space | Refusal:
         if node.op == "conv" and "weight" in node.consts and len(node.consts["weight"].shape) > 1:
             weight = node.consts["weight"].shape
             channels, rank = weight[1] * int(node.attrs["groups"]), len(weight) - 2
+            break
+        if node.op == "conv_transpose" and "weight" in node.consts and len(node.consts["weight"].shape) > 1:
+            weight = node.consts["weight"].shape
+            channels, rank = weight[0], len(weight) - 2
             break
         if node.op == "bn" and "scale" in node.consts:
             channels = channels or node.consts["scale"].size

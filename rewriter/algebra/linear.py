@@ -1,4 +1,4 @@
-"""From an affine map to the node that is written: a convolution, or for features one product with a matrix.
+"""From an affine map to the node that is written: a convolution of either kind, or for features a product.
 
 Invariant: as in a `ConvForm`, the matrix is *unrounded* float64 and its rounding to the stored type loses no channel.
 """
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from rewriter.algebra.affine import Affine
 from rewriter.algebra.composition import blocks
-from rewriter.algebra.conv import ConvForm, Stored, conv_of, lost_in, round_to
+from rewriter.algebra.conv import ConvForm, Stored, TransposedForm, conv_of, lost_in, round_to, transposed_of
 from rewriter.algebra.rows import Array
 from rewriter.algebra.terms import Space
 from rewriter.errors import Refusal
@@ -38,11 +38,13 @@ class LinearForm:
         return round_to(self.kernel, self.dtype)
 
 
-Form: TypeAlias = "ConvForm | LinearForm"
+Form: TypeAlias = "ConvForm | LinearForm | TransposedForm"
 
 
 def form_of(affine: Affine, dtype: str, space: Space, *, at: str = "") -> Form | Refusal:
     """The node that computes an affine map of an entry with these axes, stored as `dtype`."""
+    if affine.spread is not None:
+        return transposed_of(affine, dtype, at=at)
     if affine.rank or space.windows:
         return conv_of(affine, dtype, at=at)
     refused = lost_in(affine, dtype, at)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rewriter.algebra import layout
-from rewriter.algebra.affine import Affine, Size
+from rewriter.algebra.affine import Affine, Size, Spread
 from rewriter.algebra.constants import name_of, normalisation, per_channel, tensor, vector
 from rewriter.algebra.rows import Indices
 from rewriter.algebra.terms import Space, Term
@@ -97,6 +97,31 @@ def _conv(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal
     if isinstance(bias, Refusal):
         return bias
     outer = Affine.conv(kernel, bias, stride=tuple(strides), pads=tuple(pads), dilation=tuple(dilations), groups=groups)
+    return _windowed(node, term, space, lambda: inner.then(outer, at=name, size=space.size))
+
+
+def _conv_transpose(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
+    """Its weight is stored as (in, out / groups, *window)."""
+    stored, name = tensor(node, "weight"), name_of(node)
+    if isinstance(stored, Refusal):
+        return stored
+    groups = int(node.attrs["groups"])
+    spread = Spread(*(tuple(node.attrs[key]) for key in ("strides", "pads", "dilations", "output_padding")))
+    if not stored.size or stored.ndim != inner.rank + 2 or len(spread.strides) != inner.rank:
+        return Refusal(Reason.SHAPE, name, f"its weight has shape {list(stored.shape)} for {inner.rank} axes")
+    if groups < 1 or len(stored) % groups:
+        return Refusal(Reason.VALUE, name, "its groups do not divide its channels")
+    ones = (1,) * inner.rank
+    kernel = (
+        stored.reshape(groups, -1, *stored.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(-1, len(stored) // groups, *stored.shape[2:])
+    )
+    bias = vector(node, "bias", len(kernel)) if "bias" in node.consts else None
+    if isinstance(bias, Refusal):
+        return bias
+    plain = Affine.conv(kernel, bias, stride=ones, pads=((0, 0),) * inner.rank, dilation=ones, groups=groups)
+    outer = replace(plain, spread=spread)
     return _windowed(node, term, space, lambda: inner.then(outer, at=name, size=space.size))
 
 
@@ -268,6 +293,7 @@ RULES: Mapping[str, Rule] = {
     "shift": _shift,
     "linear": _linear,
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
     "avg_pool": _avg_pool,
     "pad": _pad,
     "slice": _slice,

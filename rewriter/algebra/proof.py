@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.algebra.conv import ConvForm
-from rewriter.algebra.evaluation import Array, CannotRun, Run, convolve, run, through
+from rewriter.algebra.conv import ConvForm, TransposedForm
+from rewriter.algebra.evaluation import Array, CannotRun, Run, convolve, run, spread, through
 from rewriter.algebra.linear import Form, LinearForm
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Dim, Node
@@ -117,6 +117,8 @@ def _is_rounded(stored: npt.NDArray[Any], exact: Array, dtype: str) -> bool:
 
 
 def _channels(form: Form) -> int:
+    if isinstance(form, TransposedForm):
+        return len(form.kernel)
     return form.kernel.shape[1] if isinstance(form, LinearForm) else form.kernel.shape[1] * form.groups
 
 
@@ -127,7 +129,7 @@ def _features(region: Region, form: LinearForm) -> list[Probe] | Refusal:
     return _whole(region, [*[n if isinstance(n, int) else 2 for n in dims[:-1]], _channels(form)])
 
 
-def _images(region: Region, conv: ConvForm) -> list[Probe] | Refusal:
+def _images(region: Region, conv: ConvForm | TransposedForm) -> list[Probe] | Refusal:
     """The smallest sizes that show every class of border in every phase of the stride, or what the region stores."""
     channels = _channels(conv)
     shape = region.entry.shape
@@ -137,10 +139,11 @@ def _images(region: Region, conv: ConvForm) -> list[Probe] | Refusal:
             return Refusal(Reason.DYNAMIC, region.name, "it stores sizes, and its entry's are not known")
         return _whole(region, [batch if isinstance(batch, int) else 2, channels, *sizes])
     reach = _reach(region, conv)
-    least = [2 * r + s for r, s in zip(reach, conv.strides, strict=True)]
-    if channels * max(conv.strides) * np.prod(least, dtype=np.float64) > MOST_PIXELS:
+    strides = conv.strides if isinstance(conv, ConvForm) else (1,) * len(reach)  # the other kind has no phases
+    least = [2 * r + s for r, s in zip(reach, strides, strict=True)]
+    if channels * max(strides) * np.prod(least, dtype=np.float64) > MOST_PIXELS:
         return Refusal(Reason.LIMIT, region.name, f"to prove it takes inputs of {channels} channels and size {least}")
-    return [Probe(size, whole=False) for size in _sizes(region, conv.strides, least)]
+    return [Probe(size, whole=False) for size in _sizes(region, strides, least)]
 
 
 def _whole(region: Region, size: Sequence[int]) -> list[Probe] | Refusal:
@@ -163,11 +166,11 @@ def _bounded(node: Node) -> bool:
     return any((start < 0 or 0 <= end < OPEN) and axis not in (1,) for start, end, axis in cuts)
 
 
-def _reach(region: Region, conv: ConvForm) -> list[int]:
+def _reach(region: Region, conv: ConvForm | TransposedForm) -> list[int]:
     """Per axis, the extent of the largest window of the region and of the conv."""
     windows = [(conv.kernel.shape[2:], conv.dilations)]
     for node in region.nodes:
-        if node.op == "conv" and "weight" in node.consts:
+        if node.op in ("conv", "conv_transpose") and "weight" in node.consts:
             windows.append((node.consts["weight"].shape[2:], node.attrs["dilations"]))
         elif node.op == "avg_pool" and node.problem is None:
             windows.append((node.attrs["window"], node.attrs["dilations"]))
@@ -218,7 +221,10 @@ def _folded(form: Form, x: Array) -> Array:
     if isinstance(form, LinearForm):
         y = np.matmul(x, form.kernel.T)
         return y if form.bias is None else y + form.bias
-    y = convolve(x, form.kernel, form.strides, form.pads, form.dilations, form.groups)
+    if isinstance(form, TransposedForm):
+        y = spread(x, form.kernel, form.strides, form.pads, form.dilations, form.beyond, form.groups)
+    else:
+        y = convolve(x, form.kernel, form.strides, form.pads, form.dilations, form.groups)
     return y if form.bias is None else y + form.bias.reshape(-1, *(1,) * (x.ndim - 2))
 
 

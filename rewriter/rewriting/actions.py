@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from rewriter.algebra import cost
-from rewriter.algebra.conv import ConvForm
+from rewriter.algebra.conv import ConvForm, TransposedForm
 from rewriter.algebra.cost import NO_SHAPES, TooDear
 from rewriter.algebra.interpret import dtype_of, interpret, space_of
 from rewriter.algebra.linear import Form, LinearForm, form_of
@@ -73,13 +73,13 @@ def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, siz
     if isinstance(found, Refusal):
         return found
     form, views = found
-    kind = "linear" if isinstance(form, LinearForm) else "conv"
+    kind = _kind(form)
     if kind not in kinds:
         return Refusal(
             Reason.OP, region.name, f"it would fold to {kind}, and the pattern folds to {' or '.join(kinds)}"
         )
     work = cost.work_of(region.nodes, shapes)
-    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region.exit)
+    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region)
     refused = _too_dear(match, form, len(views), before, after)
     if refused is not None:
         return refused
@@ -183,10 +183,10 @@ def _written(region: Region, form: Form, output: str, last: Node, fresh: Fresh) 
     if form.bias is not None:
         inputs.append(fresh(f"{weight}.bias"))
         edits.append(AddConstant(inputs[-1], form.bias, form.dtype))
-    kind = "conv" if isinstance(form, ConvForm) else "linear"
+    kind = _kind(form)
     name = main.name if main and main.name else fresh(f"{region.exit.name}/{kind}")
     if not apart:
-        attrs = _attrs(form) if isinstance(form, ConvForm) else {}
+        attrs = {} if isinstance(form, LinearForm) else _attrs(form)
         return [*edits, AddNode(kind, name, tuple(inputs), output, last, attrs, like=main)]
     if form.bias is None:
         return [*edits, AddNode("matmul", name, tuple(inputs), output, last, like=main)]
@@ -195,8 +195,19 @@ def _written(region: Region, form: Form, output: str, last: Node, fresh: Fresh) 
     return [*edits, AddNode("add", added, (product, inputs[2]), output, last)]
 
 
-def _attrs(conv: ConvForm) -> dict[str, Any]:
-    return {
+def _kind(form: Form) -> str:
+    match form:
+        case ConvForm():
+            return "conv"
+        case TransposedForm():
+            return "conv_transpose"
+        case LinearForm():
+            return "linear"
+
+
+def _attrs(conv: ConvForm | TransposedForm) -> dict[str, Any]:
+    beyond = {"output_padding": conv.beyond} if isinstance(conv, TransposedForm) else {}
+    return beyond | {
         "strides": conv.strides,
         "pads": conv.pads,
         "dilations": conv.dilations,
@@ -207,7 +218,7 @@ def _attrs(conv: ConvForm) -> dict[str, Any]:
 
 def _main(region: Region) -> Node | None:
     """The largest kernel of the region lends its name, so that users find their layer again."""
-    kernels = [node for node in region.nodes if node.op in ("conv", "linear")]
+    kernels = [node for node in region.nodes if node.op in ("conv", "conv_transpose", "linear")]
     return max(kernels, key=lambda node: node.consts["weight"].size, default=None)
 
 

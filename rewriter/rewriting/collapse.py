@@ -21,7 +21,7 @@ from rewriter.algebra.affine import Affine
 from rewriter.algebra.conv import ConvForm
 from rewriter.algebra.cost import NO_SHAPES, TooDear, Work
 from rewriter.algebra.interpret import dtype_of, maps, space_of
-from rewriter.algebra.linear import Form, form_of
+from rewriter.algebra.linear import Form, LinearForm, form_of
 from rewriter.algebra.terms import Aside, Space, ends_behind
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
@@ -229,7 +229,7 @@ class _Cut:
         if isinstance(form, Refusal):
             return form
         before = cost.cost_of_part(nodes, self.work)
-        after = cost.cost_of_form(form, self.work, region.exit)
+        after = cost.cost_of_form(form, self.work, region)
         if not cost.saves(before, after, len(nodes), form.nodes + views):
             return Refusal(Reason.COST, region.name, "the fold would not save a node")
         bias = 0 if form.bias is None else form.bias.size
@@ -404,7 +404,7 @@ class _Group:
 def _kind(form: Form) -> tuple[object, ...]:
     """What kernels have in common that go together without growing."""
     shape: tuple[object, ...] = form.kernel.shape
-    return (shape, form.pads, form.dilations, form.groups) if isinstance(form, ConvForm) else (shape,)
+    return (shape,) if isinstance(form, LinearForm) else (shape, form.pads, form.dilations, form.groups)
 
 
 def _is_bare(form: Form) -> bool:

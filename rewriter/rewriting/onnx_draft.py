@@ -20,7 +20,7 @@ from rewriter.errors import VerificationError
 from rewriter.graph.onnx import view
 from rewriter.graph.proto import captured_names, live_names, producers, topological
 from rewriter.graph.tensors import elements, tensor_of
-from rewriter.graph.view import Array, Constant, Graph
+from rewriter.graph.view import Constant, Graph
 from rewriter.rewriting import names
 from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Reread, Rewire, Undeclare
 from rewriter.rewriting.scrub import Removed, Scrub
@@ -242,20 +242,25 @@ def _node(edit: AddNode) -> NodeProto:
     return node
 
 
-def _conv(edit: AddNode) -> NodeProto:
-    pads: Sequence[tuple[int, int]] = edit.attrs["pads"]
-    weight: Array = edit.attrs["kernel_shape"]
-    return helper.make_node(
-        "Conv",
-        edit.inputs,
-        [edit.output],
-        name=edit.name,
-        dilations=edit.attrs["dilations"],
-        group=edit.attrs["groups"],
-        kernel_shape=weight,
-        pads=[begin for begin, _ in pads] + [end for _, end in pads],
-        strides=edit.attrs["strides"],
-    )
+def _conv(op_type: str) -> NodeMaker:
+    def made(edit: AddNode) -> NodeProto:
+        pads: Sequence[tuple[int, int]] = edit.attrs["pads"]
+        beyond: Sequence[int] = edit.attrs.get("output_padding", ())
+        more: dict[str, Any] = {"output_padding": beyond} if any(beyond) else {}
+        return helper.make_node(
+            op_type,
+            edit.inputs,
+            [edit.output],
+            name=edit.name,
+            dilations=edit.attrs["dilations"],
+            group=edit.attrs["groups"],
+            kernel_shape=edit.attrs["kernel_shape"],
+            pads=[begin for begin, _ in pads] + [end for _, end in pads],
+            strides=edit.attrs["strides"],
+            **more,
+        )
+
+    return made
 
 
 def _linear(edit: AddNode) -> NodeProto:
@@ -268,7 +273,8 @@ def _binary(op_type: str) -> NodeMaker:
 
 
 NODES: Mapping[str, NodeMaker] = {
-    "conv": _conv,
+    "conv": _conv("Conv"),
+    "conv_transpose": _conv("ConvTranspose"),
     "linear": _linear,
     "matmul": _binary("MatMul"),
     "add": _binary("Add"),

@@ -5,7 +5,9 @@ It shares nothing with rewriter.algebra, neither the maps nor the proof; one tes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,27 @@ def convolve(
     return y
 
 
+def spread(x: Array, weight: Array, attrs: Mapping[str, Any]) -> Array:
+    """A transposed convolution, one input place and one tap at a time."""
+    groups, window = attrs["groups"], weight.shape[2:]
+    axes = range(len(window))
+    strides, pads, dilations, beyond = (attrs[key] for key in ("strides", "pads", "dilations", "output_padding"))
+    sizes = [
+        strides[a] * (x.shape[2 + a] - 1) + dilations[a] * (window[a] - 1) + 1 + beyond[a] - sum(pads[a]) for a in axes
+    ]
+    ins, outs = len(weight) // groups, weight.shape[1]
+    y = np.zeros((len(x), outs * groups, *sizes))
+    for place in product(*map(range, x.shape[2:])):
+        for tap in product(*map(range, window)):
+            at = [place[a] * strides[a] - pads[a][0] + dilations[a] * tap[a] for a in axes]
+            if any(not 0 <= at[a] < sizes[a] for a in axes):
+                continue
+            for g in range(groups):
+                read, made = slice(g * ins, (g + 1) * ins), slice(g * outs, (g + 1) * outs)
+                y[(slice(None), made, *at)] += x[(slice(None), read, *place)] @ weight[(read, slice(None), *tap)]
+    return y
+
+
 def along(values: Array, x: Array) -> Array:
     return values.reshape(1, -1, *(1,) * (x.ndim - 2))
 
@@ -53,6 +76,9 @@ def evaluate(node: Node, data: list[Array]) -> Array:
     match node.op:
         case "conv":
             y = convolve(x, consts["weight"], attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"])
+            return y + along(consts["bias"], y) if "bias" in consts else y
+        case "conv_transpose":
+            y = spread(x, consts["weight"], attrs)
             return y + along(consts["bias"], y) if "bias" in consts else y
         case "bn":
             centred = (x - along(consts["mean"], x)) / np.sqrt(along(consts["var"], x) + attrs["eps"])

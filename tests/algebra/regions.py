@@ -62,6 +62,26 @@ class Block:
         self.values.update((result.name, result) for result in results)
         return names[0]
 
+    def spread(
+        self,
+        x: str,
+        weight: Any,
+        bias: Any = None,
+        *,
+        strides: int = 2,
+        pads: int = 0,
+        dilations: int = 1,
+        **attrs: Any,
+    ) -> str:
+        """A transposed conv; its weight is (in, out / groups, *window)."""
+        rank = np.asarray(weight).ndim - 2
+        consts = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        fixed = {"groups": 1, "output_padding": (0,) * rank} | attrs
+        return self.node(
+            "conv_transpose", [x], consts, strides=(strides,) * rank, pads=((pads, pads),) * rank,
+            dilations=(dilations,) * rank, **fixed,
+        )  # fmt: skip
+
     def linear(self, x: str, weight: Any, bias: Any = None, **attrs: Any) -> str:
         return self.node("linear", [x], {"weight": weight} | ({} if bias is None else {"bias": bias}), **attrs)
 

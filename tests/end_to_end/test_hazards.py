@@ -812,10 +812,22 @@ def _(s: Sketch) -> None:
     s.output(s.op("Add", s.conv(s.input((1, C, C, 5, 6)), axes=3), s.tensor(s.normal(C, 1, 1))))
 
 
-@hazard("a transposed convolution and its norm stay", STAYS)
+@hazard("a transposed convolution and its norm", {"ConvTranspose": 1})
 def _(s: Sketch) -> None:
     inner = s.op("ConvTranspose", s.input(), s.tensor(s.normal(C, C, 3, 3)), strides=[2, 2])
     s.output(s.norm(inner))
+
+
+@hazard("a norm before a transposed convolution stays", STAYS)
+def _(s: Sketch) -> None:
+    s.output(s.op("ConvTranspose", s.norm(s.input()), s.tensor(s.normal(C, C, 3, 3)), strides=[2, 2]))
+
+
+@hazard("a transposed convolution in groups with everything", {"ConvTranspose": 1})
+def _(s: Sketch) -> None:
+    weight, bias = s.tensor(s.normal(C, 3, 3, 3)), s.tensor(s.normal(6))
+    more = {"strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 2], "dilations": [1, 2]}
+    s.output(s.norm(s.op("ConvTranspose", s.input(), weight, bias, group=2, **more), 6))
 
 
 @hazard("groups that differ by branch, one inside the other", ONE)
