@@ -49,7 +49,11 @@ def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
     """What the region gives for its entry and its leftovers."""
     values: dict[str, Array] = {name: np.asarray(value) for name, value in rest.items()}
     values[region.entry.name] = x
+    sequences: dict[str, list[Array]] = {}
     for node in region.nodes:
+        if node.op in SEQUENCES and node.problem is None and node.data[0].name in (values.keys() | sequences.keys()):
+            _run_sequence(node, values, sequences)
+            continue
         evaluate = OPS.get(node.op)
         if evaluate is None or node.problem is not None or any(value.name not in values for value in node.data):
             raise CannotRun(f"{node.name or node.output.name} ({node.op}) cannot be evaluated")
@@ -194,6 +198,22 @@ def _run_split(node: Node, data: list[Array], run: Run) -> list[Array]:
     if len(sizes) != count or sum(sizes) != x.shape[axis]:
         raise CannotRun(f"{node.name} splits {x.shape[axis]} into {list(sizes)}")
     return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+SEQUENCES = frozenset({"splittosequence", "sequenceat"})
+
+
+def _run_sequence(node: Node, values: dict[str, Array], sequences: dict[str, list[Array]]) -> None:
+    """A value cut into a sequence, or one value of it."""
+    read, attrs = node.data[0].name, node.attrs
+    if node.op == "sequenceat":
+        if read not in sequences:
+            raise CannotRun(f"{node.name} picks from what is no sequence")
+        values[node.output.name] = sequences[read][attrs["index"]]
+        return
+    whole = values[read].shape[attrs["axis"]]
+    ends = np.cumsum(attrs["sizes"])[:-1] if "sizes" in attrs else range(attrs["each"], whole, attrs["each"])
+    sequences[node.output.name] = np.split(values[read], list(ends), attrs["axis"])
 
 
 def _run_concat(node: Node, data: list[Array], run: Run) -> Array:

@@ -14,12 +14,12 @@ import numpy as np
 from rewriter.algebra import layout, operators
 from rewriter.algebra.affine import Affine
 from rewriter.algebra.constants import FLOATS, name_of, tensor
-from rewriter.algebra.terms import Space, Term, aside
+from rewriter.algebra.terms import Parts, Space, Term, aside
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Dim, Node
 from rewriter.matching.region import Region
 
-Found: TypeAlias = "Term | Refusal"
+Found: TypeAlias = "Term | Parts | Refusal"
 
 
 def interpret(region: Region) -> Affine | Refusal:
@@ -69,6 +69,9 @@ def _maps(region: Region) -> Mapping[str, Affine | Refusal]:
 def _shown(name: str, term: Found, space: Space) -> Affine | Refusal | None:
     if isinstance(term, Refusal):
         return term
+    if isinstance(term, Parts):
+        first = term.terms[0].map
+        return None if first is None else aside(name, first, None)
     if term.map is None or term.layout == space.layout:
         return term.map
     return aside(name, term.map, None if term.open else term.views)
@@ -218,9 +221,11 @@ def _apply(node: Node, terms: Mapping[str, Found], space: Space) -> Sequence[Fou
     found = _read(node, terms)
     if isinstance(found, Refusal):
         return [found] * len(node.outputs)
-    if node.op == "split" and len(found) == 1 and found[0].map is not None and not found[0].open:
+    if node.op in SPLITS and len(found) == 1 and found[0].map is not None and not found[0].open:
         cut = operators.parts(node, found[0], found[0].map)
-        return [cut] * len(node.outputs) if isinstance(cut, Refusal) else cut
+        if isinstance(cut, Refusal):
+            return [cut] * len(node.outputs)
+        return cut if node.op == "split" else [Parts(tuple(cut))]
     made = _made(node, found, space)
     return [made, *[Refusal(Reason.OP, name_of(node), f"{node.op} has several results")] * (len(node.outputs) - 1)]
 
@@ -232,10 +237,20 @@ def _read(node: Node, terms: Mapping[str, Found]) -> list[Term] | Refusal:
         if term is None:
             detail = f"reads {value.name}, which is neither inside nor the entry"
             return Refusal(Reason.ENTRY, name_of(node), detail)
+        if isinstance(term, Parts):
+            term = _one_of(node, term)
         if isinstance(term, Refusal):
             return term
         read.append(term)
     return read
+
+
+def _one_of(node: Node, parts: Parts) -> Term | Refusal:
+    """What a node that picks one value of a sequence reads."""
+    index: int | None = node.attrs.get("index") if node.op == "sequenceat" else None
+    if index is None or not -len(parts.terms) <= index < len(parts.terms):
+        return Refusal(Reason.OP, name_of(node), f"{node.op} reads a sequence")
+    return parts.terms[index]
 
 
 def _made(node: Node, read: list[Term], space: Space) -> Found:
@@ -284,6 +299,8 @@ def _sum(name: str, signs: tuple[int, ...], read: list[Term], space: Space) -> F
     return Term(total, read[0].layout, open=any(term.open for term in read), views=views)
 
 
+SPLITS = frozenset({"split", "splittosequence"})
+
 SUMS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
     "add": lambda n: (1,) * n,
     "sum": lambda n: (1,) * n,
@@ -295,6 +312,7 @@ SUMS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
 TRANSPARENT: Mapping[str, Callable[[Node], bool]] = {
     "identity": lambda node: True,
     "dropout": lambda node: True,
+    "sequenceat": lambda node: True,
     "cast": lambda node: node.attrs["to"] is not None and node.attrs["to"] == node.attrs["from"],
     "pad": lambda node: node.attrs.get("amount") == 0,
     "leaky_relu": lambda node: node.attrs.get("slope") == 1,

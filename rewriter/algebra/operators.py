@@ -228,20 +228,27 @@ def _gather(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refus
 
 
 def parts(node: Node, term: Term, inner: Affine) -> list[Term] | Refusal:
-    """The outputs of a split of channels."""
-    count = len(node.outputs)
+    """What a split of channels gives, as several values or as one sequence."""
     if node.attrs["axis"] % len(term.layout) != term.channels:
         return Refusal(Reason.OP, name_of(node), "splits the rows")
-    sizes: Sequence[int] | None = node.attrs.get("sizes")
-    if sizes is None:
-        each = -(-inner.outputs // count)
-        sizes = [each] * (count - 1) + [inner.outputs - each * (count - 1)]
-    if len(sizes) != count or min(sizes) < 1 or sum(sizes) != inner.outputs:
+    sizes = _sizes(node, inner.outputs)
+    if min(sizes) < 1 or sum(sizes) != inner.outputs:
         return Refusal(Reason.SHAPE, name_of(node), f"splits {inner.outputs} channels into {list(sizes)}")
     ends = np.cumsum(sizes)
     return [
         _fixed(term.of(inner.take(_chosen(range(end - n, end))))) for end, n in zip(ends.tolist(), sizes, strict=True)
     ]
+
+
+def _sizes(node: Node, channels: int) -> Sequence[int]:
+    """Named, or of one extent but for the last; (0,) where they do not fit the outputs."""
+    count = len(node.outputs)
+    if "sizes" in node.attrs:
+        named: Sequence[int] = node.attrs["sizes"]
+        return named if named and (node.op != "split" or len(named) == count) else (0,)
+    each = node.attrs["each"] if "each" in node.attrs else -(-channels // count)
+    count = count if node.op == "split" else -(-channels // max(each, 1))
+    return [each] * (count - 1) + [channels - each * (count - 1)]
 
 
 def join(node: Node, read: Sequence[Term], space: Space) -> Term | Refusal:

@@ -70,6 +70,13 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """A sequence of values: what a split gave in one piece."""
+
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Aside(Refusal):
     """A value that is an affine map of the entry with its axes elsewhere, as far as `views` put them there.
 

@@ -245,6 +245,8 @@ RULES: Mapping[str, Callable[[Raw], Canonical]] = {
     "Pad": rearranging.pad,
     "Slice": rearranging.slice_,
     "Split": rearranging.split,
+    "SplitToSequence": rearranging.split_to_sequence,
+    "SequenceAt": rearranging.sequence_at,
     "Concat": rearranging.concat,
     "Reshape": rearranging.reshape,
     "Expand": rearranging.expand,

@@ -116,6 +116,36 @@ def split(raw: Raw) -> Canonical:
     return Canonical("split", data, {}, known)
 
 
+def split_to_sequence(raw: Raw) -> Canonical:
+    """A split, its parts in one sequence: `sizes`, or `each` for parts of one extent, the last of what is left."""
+    data, attrs = first(raw), {"axis": whole_number(raw, "axis", 0)}
+    given = raw.const(1)
+    sizes = integers(given) or _whole(given)
+    if sizes is None or given is None:
+        stored = raw.value(1) is None
+        return plain(
+            raw, problem="it drops an axis" if stored else "the extents of its parts are known only at run time"
+        )
+    return Canonical(
+        canonical_name(raw.op), data, {}, attrs | ({"sizes": sizes} if given.shape else {"each": sizes[0]})
+    )
+
+
+def sequence_at(raw: Raw) -> Canonical:
+    """One value of a sequence, by a constant `index`."""
+    data, index = first(raw), _whole(raw.const(1))
+    if index is None:
+        return plain(raw, problem="its index is known only at run time")
+    return Canonical(canonical_name(raw.op), data, {}, {"index": index[0]})
+
+
+def _whole(constant: Constant | None) -> Ints | None:
+    """A constant that is one whole number, without axes."""
+    if constant is None or constant.shape or constant.dtype not in ("int32", "int64"):
+        return None
+    return (int(constant.load()),)
+
+
 def concat(raw: Raw) -> Canonical:
     """`axis` had a default before opset 4."""
     axis = whole_number(raw, "axis", 1) if raw.opset < 4 or "axis" in raw.attrs else None

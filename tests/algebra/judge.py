@@ -70,7 +70,7 @@ def along(values: Array, x: Array) -> Array:
     return values.reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
-def evaluate(node: Node, data: list[Array]) -> Array:
+def evaluate(node: Node, data: list[Array]) -> Any:
     consts = {role: constant.floats() for role, constant in node.consts.items()}
     x, attrs = data[0], node.attrs
     match node.op:
@@ -80,6 +80,12 @@ def evaluate(node: Node, data: list[Array]) -> Array:
         case "conv_transpose":
             y = spread(x, consts["weight"], attrs)
             return y + along(consts["bias"], y) if "bias" in consts else y
+        case "splittosequence":  # a list stands for a sequence
+            return [
+                x.take(range(i, min(i + attrs["each"], x.shape[1])), 1) for i in range(0, x.shape[1], attrs["each"])
+            ]
+        case "sequenceat":
+            return x[attrs["index"]]
         case "bn":
             centred = (x - along(consts["mean"], x)) / np.sqrt(along(consts["var"], x) + attrs["eps"])
             return centred * along(consts["scale"], x) + along(consts["bias"], x)
@@ -140,10 +146,10 @@ def padded(x: Array, pads: tuple[tuple[int, int], ...], value: float) -> Array:
 
 
 def run(region: Region, x: Array, rest: dict[str, Array] | None = None) -> Array:
-    values = {region.entry.name: x, **(rest or {})}
+    values: dict[str, Any] = {region.entry.name: x, **(rest or {})}
     for node in region.nodes:
         data = [values[value.name] for value in node.data]
-        made = split(node, data[0]) if node.op == "split" else [evaluate(node, data)]
+        made: list[Any] = split(node, data[0]) if node.op == "split" else [evaluate(node, data)]
         values.update((output.name, y) for output, y in zip(node.outputs, made, strict=True))
     return values[region.exit.name]
 

@@ -152,3 +152,17 @@ def test_equal_parts(rng: np.random.Generator) -> None:
     first = block.node("split", ["x"], outputs=3, axis=1)
     block.conv(block.concat(f"{first}.2", first), normal(rng, 3, 4, 1, 1))
     assert folded(block.region()).kernel.shape == (3, 6, 1, 1)
+
+
+def test_parts_in_a_sequence(rng: np.random.Generator) -> None:
+    """Only picking one of them reads a sequence."""
+    block = image(5)
+    parts = block.node("splittosequence", ["x"], axis=1, each=2)
+    picked = [block.node("sequenceat", [parts], index=i) for i in (-1, 0, 1)]
+    block.add(block.concat(*picked), block.conv("x", normal(rng, 5, 5, 3, 3), pads=1))
+    assert folded(block.region()).kernel.shape == (5, 5, 3, 3)
+    for op, attrs, words in (("sequenceat", {"index": 3}, "sequenceat reads"), ("neg", {}, "neg reads")):
+        block = image(5)
+        block.node(op, [block.node("splittosequence", ["x"], axis=1, each=2)], **attrs)
+        block.conv(block.nodes[-1].output.name, normal(rng, 5, 2, 1, 1))
+        refused(block.region(), Reason.OP, words)

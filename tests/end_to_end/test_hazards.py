@@ -709,6 +709,29 @@ def _(s: Sketch) -> None:
     s.output(s.op("Concat", s.conv(second, C - 1, inputs=C - 1), first, axis=1), s.op("Sigmoid", first))
 
 
+@hazard("channels cut into a sequence", ONE)
+def _(s: Sketch) -> None:
+    parts = s.op("SplitToSequence", s.input(), s.tensor([1, C - 1], dtype=I64), axis=1)
+    first, second = (s.op("SequenceAt", parts, s.tensor(i, dtype=I64)) for i in (0, -1))
+    joined = s.op("Concat", s.conv(second, C - 1, inputs=C - 1), first, axis=1)
+    s.output(s.norm(s.add(joined, s.conv(s.x))))
+
+
+@hazard("channels cut into a sequence of equal parts, the last one smaller", ONE)
+def _(s: Sketch) -> None:
+    parts = s.op("SplitToSequence", s.input((1, C, H, W)), s.tensor(C - 1, dtype=I64), axis=1)
+    first, second = (s.op("SequenceAt", parts, s.tensor(i, dtype=I64)) for i in (0, 1))
+    s.output(s.norm(s.add(s.op("Concat", second, first, axis=1), s.conv(s.x))))
+
+
+@hazard("a sequence whose length is read stays", {"SplitToSequence": 1, "SequenceAt": 2, "SequenceLength": 1, "Add": 1})
+def _(s: Sketch) -> None:
+    parts = s.op("SplitToSequence", s.input(), s.tensor([2, C - 2], dtype=I64), axis=1)
+    first, second = (s.op("SequenceAt", parts, s.tensor(i, dtype=I64)) for i in (0, 1))
+    s.output(s.add(first, second))
+    s.output(s.op("SequenceLength", parts), dtype=I64)
+
+
 @hazard("a norm behind a Gemm, and one before", {"Gemm": 1, "Relu": 1})
 def _(s: Sketch) -> None:
     weight, bias = s.tensor(s.normal(5, C)), s.tensor(s.normal(5))

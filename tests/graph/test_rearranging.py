@@ -213,6 +213,21 @@ def test_the_constants_of_a_linear_lead_to_what_is_stored() -> None:
     assert reading("MatMul", "x", "m", size=FLAT).output.dtype == "float32"
 
 
+def test_cuts_into_sequences() -> None:
+    assert reading("SplitToSequence", "x", "parts", axis=1).attrs == {"axis": 1, "sizes": (1, 2)}
+    assert reading("SplitToSequence", "x", "place", axis=-3).attrs == {"axis": -3, "each": 1}
+    assert reading("SequenceAt", "x", "place").attrs == {"index": 1}
+    for op, inputs, words in (
+        ("SplitToSequence", ("x",), "drops an axis"),
+        ("SplitToSequence", ("x", "z"), "known only at run time"),
+        ("SequenceAt", ("x", "z"), "known only at run time"),
+        ("SequenceAt", ("x", "one"), "known only at run time"),
+    ):
+        problem = reading(op, *inputs).problem
+        assert problem is not None
+        assert words in problem
+
+
 def test_equal_parts_of_a_split_have_no_sizes() -> None:
     assert reading("Split", "x", outputs=3, axis=1, opset=13).attrs == {"axis": 1}
     assert reading("Split", "x", outputs=2, axis=1, opset=18, num_outputs=2).attrs == {"axis": 1}
