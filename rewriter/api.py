@@ -380,6 +380,7 @@ def _report(
         verification=verification,
         versions=versions(),
         seconds=0.0,
+        sizes=outcome.sizes,
         folds=composed(outcome.matches, draft.view().values) if outcome.matches else (),
     )
 

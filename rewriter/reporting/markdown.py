@@ -37,6 +37,9 @@ def _document(report: Report) -> Iterator[str]:
     yield from _table(("", "before", "after", "change"), rows, numeric=(1, 2, 3))
     yield from _operators(report)
     yield from _rewrites(report)
+    if report.sizes:
+        yield markdown(summary.unhooked_line(report.sizes))
+        yield ""
     if report.scrubbed:
         yield "## Scrubbed"
         yield ""

@@ -196,11 +196,18 @@ class Report:
     seconds: float
     folds: tuple[FoldRecord, ...] = ()  # every new tensor of the result, over all rounds
     scrubbed: tuple[ScrubRecord, ...] = ()
+    sizes: tuple[SizeRecord, ...] = ()  # read elsewhere, since they kept values from being folded
     schema: int = SCHEMA_VERSION
 
     @property
     def changed(self) -> bool:
-        return bool(self.matches or self.renamed or self.scrubbed or any(d.removed or d.stacks for d in self.decisions))
+        return bool(
+            self.matches
+            or self.sizes
+            or self.renamed
+            or self.scrubbed
+            or any(d.removed or d.stacks for d in self.decisions)
+        )
 
 
 @dataclass(frozen=True, slots=True)

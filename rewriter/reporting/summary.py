@@ -160,6 +160,13 @@ def scrub_line(scrubbed: ScrubRecord) -> str:
     return f"{scrubbed.kind}: {scrubbed.count:,}, {size} (the first: {scrubbed.example})"
 
 
+def unhooked_line(sizes: Sequence[SizeRecord]) -> str:
+    """Sizes that kept values from being folded, and what they are read from."""
+    first = sizes[0]
+    count = figures.plural(len(sizes), "size")
+    return f"{count} read of values that could be folded, now of equal ones: {first.node}: {first.old} → {first.new}"
+
+
 def moved_line(moved: Sequence[SizeRecord]) -> str:
     return f"{figures.plural(len(moved), 'size')} read from what stays, proved equal"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rewriter.algebra.cost import NO_SHAPES, TooDear
-from rewriter.errors import Refusal
+from rewriter.errors import Reason, Refusal
 from rewriter.graph import measure
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node
@@ -27,7 +27,7 @@ from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.narrow import narrow
 from rewriter.rewriting.provenance import folded
-from rewriter.rewriting.reroot import reroot
+from rewriter.rewriting.reroot import Rerooting, reroot, unhook
 from rewriter.rewriting.sized import Sized
 
 Progress = Callable[[str, float | None], None]
@@ -49,6 +49,7 @@ class Outcome:
     covered: int
     rounds: int
     end: str
+    sizes: tuple[SizeRecord, ...] = ()  # read elsewhere, since they kept values from being folded
 
 
 def rewrite(
@@ -73,6 +74,7 @@ def rewrite(
     shadowed: list[ShadowRecord] = []
     covered, number, end = 0, 0, "fixpoint"
     last: list[RefusalRecord] = []
+    sizes: list[SizeRecord] = []
     while queries:
         if number == max_rounds:
             end = "limit"
@@ -81,7 +83,12 @@ def rewrite(
         found = Round(draft.view(), draft.fresh, number, tell, shapes).run(queries)
         last = found.refusals
         if not found.edits:
-            break
+            hooked = unhook(draft.view(), _escaped(draft.view(), last))
+            if not hooked.edits:
+                break
+            draft.apply(hooked.edits)
+            sizes += size_records(hooked)
+            continue
         draft.apply(found.edits)
         matches += found.matches
         shadowed += found.shadowed
@@ -95,6 +102,7 @@ def rewrite(
         covered=covered,
         rounds=number,
         end=end,
+        sizes=tuple(sizes),
     )
 
 
@@ -150,9 +158,19 @@ def _remove_outputs(draft: Draft, decision: outputs.Decision) -> tuple[SizeRecor
     draft.apply([RemoveOutput(value.name) for value in decision.removed])
     found = reroot(draft.view())
     draft.apply(found.edits)
+    return size_records(found)
+
+
+def size_records(found: Rerooting) -> tuple[SizeRecord, ...]:
     moved = [SizeRecord(m.node, m.old, m.new, m.because, tuple(a.equation for a in m.assumptions)) for m in found.moved]
     stayed = [SizeRecord(s.node, s.old, None, s.why, tuple(a.equation for a in s.assumptions)) for s in found.stayed]
     return (*moved, *stayed)
+
+
+def _escaped(graph: Graph, refusals: Sequence[RefusalRecord]) -> set[str]:
+    """The values that kept a match from happening since others read them, too."""
+    makers = {r.node for r in refusals if r.code == Reason.ESCAPE}
+    return {value.name for node in graph.nodes if _name(node) in makers for value in node.outputs}
 
 
 def _parameters(graph: Graph) -> int:

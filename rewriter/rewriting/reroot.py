@@ -10,7 +10,7 @@ the order of nodes decide.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -98,6 +98,35 @@ def reroot(graph: Graph, wanted: Collection[str] | None = None, *, allow_lost: b
         kept += [anchor.data[0] for anchor, _ in stuck]
 
 
+def unhook(graph: Graph, names: Collection[str]) -> Rerooting:
+    """Other sources for the sizes that are read of the values `names`, which one node alone reads otherwise.
+
+    Such a value could be folded away but for its size. The sources are inputs of the model and values that several
+    nodes read, which no fold takes. Everything stays, so every assumption is implied; what has no source is left out.
+    """
+    stays = bytearray(b"\x01") * len(graph.nodes)
+    several = _read_by_several(graph, stays)
+    hooked = set(names) - several
+    anchors = [node for node, value in _size_readers(graph) if value.name in hooked]
+    if not anchors:
+        return Rerooting()
+    search = _Search.of(graph, sizes(graph), stays, anchors, False)
+    search.candidates = [value for value in search.candidates if value.is_input or value.name in several]
+    found = [(anchor, search.source(anchor)) for anchor in anchors]
+    moved = [(anchor, source) for anchor, source in found if isinstance(source, Moved)]
+    edits = [Reread(anchor, source.old, source.new) for anchor, source in moved]
+    return Rerooting(tuple(edits), tuple(source for _, source in moved))
+
+
+def _size_readers(graph: Graph) -> Iterator[tuple[Node, Value]]:
+    """What reads the size of a value that a node makes, with the value."""
+    for node in graph.nodes:
+        if node.op in SIZE_ONLY and len(node.data) == 1:
+            value = node.data[0]
+            if value.producer is not None and value.constant is None:
+                yield node, value
+
+
 def _needed(graph: Graph, roots: Iterable[Value]) -> bytearray:
     """The nodes that elements of `roots` are computed by, with what only hands on sizes cut off."""
     needed = bytearray(len(graph.nodes))
@@ -114,13 +143,8 @@ def _needed(graph: Graph, roots: Iterable[Value]) -> bytearray:
 
 
 def _anchors(graph: Graph, stays: bytearray) -> list[Node]:
-    found: list[Node] = []
-    for node in graph.nodes:
-        if stays[node.index] and node.op in SIZE_ONLY and len(node.data) == 1:
-            value = node.data[0]
-            if value.producer is not None and value.constant is None and not stays[value.producer]:
-                found.append(node)
-    return found
+    readers = [(node, value) for node, value in _size_readers(graph) if stays[node.index]]
+    return [node for node, value in readers if value.producer is not None and not stays[value.producer]]
 
 
 @dataclass(slots=True)

@@ -272,7 +272,7 @@ def test_a_lost_assumption_is_refused_unless_asked() -> None:
     assert pairs(done) == [("aux", "x")] and len(done.moved[0].lost) == 2
     result = draft.finish()
     for high, wide in ((4, 6), (8, 2)):
-        feeds = {"x": noise(1, 2, high, wide)}
+        feeds = {"x": noise(2, 2, high, wide)}
         np.testing.assert_array_equal(run(result, feeds)["main"], run(model, feeds)["main"])
 
 
@@ -360,6 +360,42 @@ def test_a_source_that_is_made_later_is_moved_before_the_anchor() -> None:
     draft, done = without(model, "aux")
     assert pairs(done) == [("p", "q")] or pairs(done) == [("p", "r")]
     unchanged(draft, model)
+
+
+def hooked(*before: NodeProto, **conv: Any) -> ModelProto:
+    """A convolution and its norm, with the size of the value between them read for a Resize elsewhere."""
+    arrays = {"w": np.ones((2, 2, 3, 3)), "one": np.ones(2), "half": np.full(2, 0.5), "none": np.array([])}
+    weights = {name: array.astype(np.float32) for name, array in arrays.items()}
+    nodes = [
+        *before,
+        op("Conv", "x w", "c", **conv),
+        op("Shape", "c", "size"),
+        op("BatchNormalization", "c one half half one", "normed"),
+        op("Relu", "normed", "r"),
+        op("Resize", "x none none size", "s", mode="nearest"),
+        op("Mul", "r s", "main"),
+    ]
+    return model_of(*nodes, outputs="main", shape=(1, 2, "h", "w"), **weights)
+
+
+def test_a_size_that_keeps_a_value_from_being_folded_is_read_elsewhere() -> None:
+    model = hooked(pads=[1, 1, 1, 1])
+    draft = OnnxDraft(copied(model))
+    outcome = engine.rewrite(draft, resolve(["conv-bn"]))
+    result = draft.finish()
+    assert [(s.node, s.old, s.new) for s in outcome.sizes] == [("make size", "c", "x")]
+    assert "BatchNormalization" not in op_histogram(result) and outcome.end == "fixpoint"
+    for high, wide in ((5, 7), (8, 4)):
+        feeds = {"x": noise(1, 2, high, wide)}
+        assert relative(run(result, feeds)["main"], run(model, feeds)["main"]) <= CLOSE
+
+
+def test_a_size_that_nothing_else_has_keeps_its_value() -> None:
+    model = hooked()
+    draft = OnnxDraft(copied(model))
+    outcome = engine.rewrite(draft, resolve(["conv-bn"]))
+    assert not outcome.sizes and not outcome.matches and not draft.edited
+    assert any(refusal.code == "escape" for refusal in outcome.refusals)
 
 
 def test_only_wanted_outputs_count() -> None:
