@@ -1,8 +1,9 @@
 """Heads that run on a stack of several values and of which one value's result is taken: they run on that value alone.
 
 Invariant: every operator between the Concat and the Gathers computes each slice from the same slice alone
-(`matching.stacks`), and every way from the Concat ends in a Gather of slices of one operand. So the operand takes the
-stack's place, with fewer slices on the same axis, and the Gathers count from where it began. Ranks stay as they are.
+(`matching.stacks`), and every way from the Concat leads to a Gather or Slice that takes slices of one operand. So the
+operand takes the stack's place, with fewer slices on the same axis, and the Gathers count from where it began; a Slice
+has to take the same as it stands. Ranks stay as they are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def narrow(graph: Graph, fresh: Fresh) -> tuple[list[Edit], list[Narrowed]]:
     edits: list[Edit] = []
     done: list[Narrowed] = []
     touched: set[int] = set()
-    if not any(node.op == "gather" for node in graph.nodes):
+    if not any(node.op in ("gather", "slice") for node in graph.nodes):
         return edits, done
     for stack in stacks(graph, sizes(graph).dims):
         operand = _wanted(stack)
@@ -52,14 +53,43 @@ def narrow(graph: Graph, fresh: Fresh) -> tuple[list[Edit], list[Narrowed]]:
 
 
 def _wanted(stack: Stack) -> int | None:
-    """The operand of which alone something is taken, everywhere by Gathers that read the whole of it."""
+    """The operand of which alone something is taken; None where the ways to it cannot stay as they are.
+
+    Behind a Slice everything is as before, if the Slice takes the same of the operand as of the stack. Before that a
+    Gather alone may take something.
+    """
     operands = {stack.operand(taken) for taken in stack.taken}
-    whole = sum(stack.counts)
-    if len(operands) != 1 or any(place.count != whole for place in stack.places.values()):
+    operand = operands.pop() if len(operands) == 1 else None
+    if operand is None or not all(_stays(stack, node, operand) for node in stack.nodes):
         return None
-    if not all(_is_gather(stack, taken.node) for taken in stack.taken):
-        return None
-    return operands.pop()
+    return operand if all(_is_gather(stack, t.node) or _behind_slice(stack, t.node) for t in stack.taken) else None
+
+
+def _behind_slice(stack: Stack, node: Node) -> bool:
+    """Whether what it takes has gone through a Slice: before it, or in it where it makes an output of the model."""
+    made = stack.places.get(node.outputs[0].name) if node.outputs else None
+    return _narrow(stack, node) or (made is not None and made.count < sum(stack.counts))
+
+
+def _stays(stack: Stack, node: Node, operand: int) -> bool:
+    """Whether the node gives of the operand what it gave of the stack, or as many slices as it reads."""
+    read, made = stack.places[node.data[0].name], stack.places[node.output.name]
+    if (read.first, read.count) == (made.first, made.count) or _narrow(stack, node):
+        return True
+    if node.op != "slice":
+        return False
+    part = range(stack.counts[operand])
+    for start, end, axis in zip(node.attrs["starts"], node.attrs["ends"], node.attrs["axes"], strict=True):
+        if axis % read.rank == read.axis:
+            part = part[start:end]
+    first = made.first - stack.start(operand)
+    return part == range(first, first + made.count)
+
+
+def _narrow(stack: Stack, node: Node) -> bool:
+    """Whether everything that the node reads of the stack has gone through a Slice before."""
+    places = [stack.places[v.name] for v in (*node.data, *node.captures) if v.name in stack.places]
+    return bool(places) and all(place.count < sum(stack.counts) for place in places)
 
 
 def _is_gather(stack: Stack, node: Node) -> bool:
@@ -70,9 +100,12 @@ def _is_gather(stack: Stack, node: Node) -> bool:
 def _edits(graph: Graph, stack: Stack, operand: int, fresh: Fresh) -> Sequence[Edit]:
     whole, source = stack.concat.output, stack.concat.data[operand]
     edits: list[Edit] = [Reread(graph.nodes[index], whole.name, source.name) for index in dict.fromkeys(whole.readers)]
-    edits += [Undeclare(value.name) for node in stack.nodes for value in node.outputs]
+    resized = [v.name for n in stack.nodes for v in n.outputs if stack.places[v.name].count == sum(stack.counts)]
+    edits += [Undeclare(name) for name in resized]
     start, count = stack.start(operand), stack.counts[operand]
     for taken in stack.taken:
+        if _behind_slice(stack, taken.node):
+            continue
         indices = taken.node.consts["indices"]
         index = int(indices.load().reshape(-1)[0])
         if index % count == taken.first - start and -count <= index < count:

@@ -98,6 +98,43 @@ def test_operands_with_several_slices_are_counted_from_their_first(index: int) -
     assert count == 1 and op_histogram(result)["Concat"] == 1
 
 
+FAR = 2**62
+
+
+@pytest.mark.parametrize(
+    ("part", "axis", "goes"),
+    [
+        ((-1, FAR), 0, True),
+        ((0, 1), 0, True),
+        ((2, 3), 0, False),
+        ((-2, -1), 0, False),
+        ((0, 2), 0, False),
+        ((0, 1), 1, False),
+    ],
+)
+def test_a_slice_that_takes_the_same_of_the_operand_stays_as_it_is(
+    part: tuple[int, int], axis: int, goes: bool
+) -> None:
+    net = Net()
+    inner = head(net, stacked(net, layers(net)))
+    numbers = [net.weights.append(numpy_helper.from_array(np.array([n], np.int64), f"s{n}")) or f"s{n}" for n in part]
+    net.weights.append(numpy_helper.from_array(np.array([axis], np.int64), "axis"))
+    taken = net.add("Slice", [inner, *numbers, "axis"])
+    result, count = narrowed(model_of(net, net.add("ReduceMax", [net.add("Relu", [taken])], keepdims=0)))
+    assert count == int(goes) and ("Concat" in op_histogram(result)) is not goes
+
+
+def test_a_concat_of_heads_of_which_the_first_is_kept() -> None:
+    net = Net()
+    both = net.add("Concat", [head(net, matrix(net, "image")), head(net, "image")], axis=1)
+    names = []
+    for number in (0, SHAPE[1], 1):
+        net.weights.append(numpy_helper.from_array(np.array([number], np.int64), f"p{len(net.weights)}"))
+        names.append(net.weights[-1].name)
+    result, count = narrowed(model_of(net, net.add("Slice", [both, *names])))
+    assert count == 1 and op_histogram(result)["MatMul"] == 2
+
+
 def test_two_heads_on_one_stack_go_together() -> None:
     net = Net()
     stack = stacked(net, layers(net))
