@@ -62,6 +62,10 @@ def act(
 # --- fold ------------------------------------------------------------------------------------------------------------
 
 
+BIASES_BROADCAST = 7
+"""The first opset of ONNX in which Add and Gemm broadcast as numpy does; 0 is no opset."""
+
+
 def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, sized: Sized) -> Done | Refusal:
     """One operator in place of a region that computes an affine map of its entry, plus what its sum leaves over.
 
@@ -78,6 +82,8 @@ def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, siz
         return Refusal(
             Reason.OP, region.name, f"it would fold to {kind}, and the pattern folds to {' or '.join(kinds)}"
         )
+    if kind == "linear" and form.bias is not None and 0 < sized.graph.opset < BIASES_BROADCAST:
+        return Refusal(Reason.LIMIT, region.name, f"before opset {BIASES_BROADCAST} a bias is not simply added")
     work = cost.work_of(region.nodes, shapes)
     before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region)
     refused = _too_dear(match, form, len(views), before, after)
@@ -177,7 +183,9 @@ def _written(region: Region, form: Form, output: str, last: Node, fresh: Fresh) 
     weight = fresh(
         f"{main.consts['weight'].name.removesuffix('.folded')}.folded" if main else f"{region.exit.name}.weight"
     )
-    apart = isinstance(form, LinearForm) and form.axes != 2
+    apart = isinstance(form, LinearForm) and (
+        form.axes != 2 or form.bias is None
+    )  # a Gemm needed a bias until opset 11
     edits: list[Edit] = [AddConstant(weight, form.kernel.T if apart else form.kernel, form.dtype)]
     inputs = [region.entry.name, weight]
     if form.bias is not None:

@@ -732,6 +732,22 @@ def _(s: Sketch) -> None:
     s.output(s.op("SequenceLength", parts), dtype=I64)
 
 
+@hazard("a scale behind a product of opset 9, where a Gemm needs a bias", {"MatMul": 1, "Relu": 1}, opset=9)
+def _(s: Sketch) -> None:
+    y = s.op("MatMul", s.input((3, C)), s.tensor(s.normal(C, 5)))
+    s.output(s.op("Relu", s.op("Mul", y, s.tensor(s.uniform(5)))))
+
+
+@hazard("a norm behind a product of opset 7", {"Gemm": 1}, opset=7)
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.op("MatMul", s.input((3, C)), s.tensor(s.normal(C, 5))), 5))
+
+
+@hazard("a norm behind a product of opset 6, where nothing broadcasts", STAYS, opset=6, engine="none")
+def _(s: Sketch) -> None:
+    s.output(s.norm(s.op("MatMul", s.input((3, C)), s.tensor(s.normal(C, 5))), 5, is_test=1))
+
+
 @hazard("a norm behind a Gemm, and one before", {"Gemm": 1, "Relu": 1})
 def _(s: Sketch) -> None:
     weight, bias = s.tensor(s.normal(5, C)), s.tensor(s.normal(5))
