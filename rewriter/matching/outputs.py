@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import combinations, product
 from typing import Any
@@ -87,6 +87,7 @@ class _Decider:
     match: OutputsMatch
     removed_role: str
     params: Mapping[str, Any]
+    known: dict[tuple[str, ...], Facts] = field(default_factory=dict[tuple[str, ...], Facts])  # by members
 
     def decide(self, keep_all: bool) -> Decision | Refusal:
         unbound = Bindings({}, {}, self.params, attribute)
@@ -173,8 +174,12 @@ class _Decider:
             raise self._choice(family, groups, tables, verdicts)
         return winners[0], [self._table(winners[0], group) for group in family if group is not winners[0]]
 
+    def _facts(self, group: Group) -> Facts:
+        """What is known of a group, found once: it stands in one pair with every other."""
+        return self.known.setdefault(tuple(v.name for v in group.members), Facts(self.cones, group.members))
+
     def _table(self, main: Group, aux: Group) -> Table:
-        facts = Facts(self.cones, main.members), Facts(self.cones, aux.members)
+        facts = self._facts(main), self._facts(aux)
         others = [role.name for role in self.match.roles if role.name != self.removed_role]
         pairs = [
             Pair({**dict.fromkeys(others, one), self.removed_role: other}, self.params)

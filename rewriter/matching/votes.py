@@ -84,6 +84,16 @@ class Facts:
         return any(node.op in DEEPENING and _reads_image(cones, node) for node in own)
 
     @cached_property
+    def _taps(self) -> dict[int, Tap | None]:
+        return {}
+
+    def tap(self, other: int) -> Tap | None:
+        """Where the group leaves the way to the outputs `other`; found once, since several votes and words ask."""
+        if other not in self._taps:
+            self._taps[other] = tap(self.cones, self.mask, other)
+        return self._taps[other]
+
+    @cached_property
     def segments(self) -> frozenset[str]:
         """The parts of module paths and tensor names, of what this group alone needs."""
         names = set(self.cones.tensors(self.mask))
@@ -154,7 +164,7 @@ class Pair:
         """Where a role's group leaves the way to the other's."""
         other = next((facts for name, facts in self.roles.items() if name != role), None)
         own = self.roles.get(role)
-        return None if own is None or other is None else tap(own.cones, own.mask, other.mask)
+        return None if own is None or other is None else own.tap(other.mask)
 
     def name(self, name: str) -> Reading:
         found = self.params.get(name)
