@@ -23,6 +23,10 @@ MOST_COLUMNS = 1 << 23
 """Elements of the unfolded input that one matrix product may hold (64 MiB)."""
 
 
+MOST_ELEMENTS = 1 << 27
+"""Of one value on the way (1 GiB); pads and strides of a hostile file make any size."""
+
+
 class CannotRun(Exception):
     """A node that cannot be evaluated on what it is given; becomes a Refusal."""
 
@@ -59,7 +63,7 @@ def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
             raise CannotRun(f"{node.name or node.output.name} ({node.op}) cannot be evaluated")
         try:
             found = evaluate(node, [values[value.name] for value in node.data], how)
-        except ValueError as error:  # operands that do not broadcast, sizes that do not fit
+        except (ValueError, IndexError, TypeError) as error:  # operands that do not broadcast, sizes that do not fit
             raise CannotRun(f"{node.name or node.output.name} ({node.op}): {error}") from error
         made = found if isinstance(found, list) else [found]  # leftovers are numbers
         values.update((output.name, array) for output, array in zip(node.outputs, made, strict=False))
@@ -68,10 +72,20 @@ def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
     return values[region.exit.name]
 
 
+def affordable(shape: Iterable[int]) -> None:
+    """Raise where a value of this shape would be too large to make."""
+    elements = np.prod([float(n) for n in shape])
+    if elements > MOST_ELEMENTS:
+        raise CannotRun(f"a value on the way would have {elements:.2g} elements")
+
+
 def through(nodes: Iterable[Node], x: Array) -> Array:
     """What nodes of one operand each make of a value, one after another."""
     for node in nodes:
-        found = OPS[node.op](node, [x], Run(absolute=False))
+        try:
+            found = OPS[node.op](node, [x], Run(absolute=False))
+        except ValueError as error:
+            raise CannotRun(f"{node.name or node.output.name} ({node.op}): {error}") from error
         assert not isinstance(found, list)
         x = found
     return x
@@ -147,6 +161,7 @@ def _run_pad(node: Node, data: list[Array], run: Run) -> Array:
         raise CannotRun(f"{node.name} pads in a way that is not evaluated")
     kept = tuple([slice(max(0, -begin), n - max(0, -end)) for n, (begin, end) in zip(x.shape, pads, strict=True)])
     grown = [(max(0, begin), max(0, end)) for begin, end in pads]
+    affordable([n + begin + end for n, (begin, end) in zip(x[kept].shape, grown, strict=True)])
     fill = abs(node.attrs["value"]) if run.absolute else node.attrs["value"]
     return np.pad(x[kept], grown, constant_values=fill)
 
@@ -162,6 +177,7 @@ def _run_avg_pool(node: Node, data: list[Array], run: Run) -> Array:
         raise CannotRun(f"{node.name} averages in a way that is not evaluated")
     if node.attrs["ceil"] and any((n + begin + end - extent) % step for n, extent, step, (begin, end) in axes):
         raise CannotRun(f"{node.name} rounds its size up")
+    affordable([*x.shape[:2], *(n + begin + end for n, (begin, end) in zip(x.shape[2:], pads, strict=True))])
     padded = np.pad(x, ((0, 0), (0, 0), *pads))
     windows = np.lib.stride_tricks.sliding_window_view(padded, extents, axis=tuple(range(2, x.ndim)))
     every = tuple([slice(None, None, step) for step in (*strides, *dilations)])
@@ -291,6 +307,7 @@ def convolve(
 ) -> Array:
     """A convolution of (n, channel, *size) as one matrix product with the unfolded input; zero images cost nothing."""
     live = np.flatnonzero([image.any() for image in x])
+    affordable([*x.shape[:2], *(n + begin + end for n, (begin, end) in zip(x.shape[2:], pads, strict=True))])
     padded = np.pad(np.moveaxis(x[live], 1, 0), ((0, 0), (0, 0), *pads))
     spatial = tuple(range(2, x.ndim))
     extents = tuple(d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
@@ -322,6 +339,7 @@ def spread(
     window = weight.shape[2:]
     axes = list(zip(x.shape[2:], window, strides, dilations, beyond, strict=True))
     full = [s * (n - 1) + d * (k - 1) + 1 + b for n, k, s, d, b in axes]
+    affordable([len(x), groups, weight.shape[1], *full])
     y = np.zeros((len(x), groups, weight.shape[1], *full))
     grouped = x.reshape(len(x), groups, -1, *x.shape[2:])
     rows = weight.reshape(groups, -1, *weight.shape[1:])

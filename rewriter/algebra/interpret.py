@@ -172,7 +172,7 @@ def _features(region: Region) -> Space | Refusal:
             if found is None:
                 break
             axis, channels = found
-            if shape[axis] not in (channels, None):
+            if not channels or shape[axis] not in (channels, None):
                 return Refusal(Reason.SHAPE, name_of(node), f"reads {channels} channels of {shape[axis]}")
             return Space(channels, axis, shape, windows=axis == 1 and len(shape) > 2)
         if node.op in LIKE:

@@ -172,7 +172,7 @@ def _slice(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusa
     for start, end, axis, step in zip(*(node.attrs[key] for key in ("starts", "ends", "axes", "steps")), strict=True):
         if not isinstance(found, Term) or found.map is None:
             break
-        axis = axis % len(term.layout)
+        axis = _axis(axis, term)
         if axis == term.channels:
             found = _fixed(found.of(found.map.take(_chosen(range(found.map.outputs)[start:end:step]))))
         elif space.windows and term.layout == space.layout and axis > 1:
@@ -182,6 +182,12 @@ def _slice(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusa
     if isinstance(found, Term) and found.map is not None and not found.map.outputs:
         return Refusal(Reason.SHAPE, name_of(node), "leaves no channel")
     return found
+
+
+def _axis(axis: int, term: Term) -> int:
+    """Counted from the front; -1, which is no axis, where it is out of range."""
+    rank = len(term.layout)
+    return axis % rank if -rank <= axis < rank else -1
 
 
 def _chosen(places: Sequence[int]) -> Indices:
@@ -217,9 +223,9 @@ _OPEN = (1 << 31) - 1
 def _gather(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
     """Channels in another order; one alone loses its axis."""
     name, indices = name_of(node), node.consts.get("indices")
-    if indices is None or len(indices.shape) != 1 or not indices.size:
+    if indices is None or len(indices.shape) != 1 or not indices.size or indices.dtype not in ("int32", "int64"):
         return Refusal(Reason.OP, name, "gathers by indices that are no constant list")
-    if node.attrs["axis"] % len(term.layout) != term.channels:
+    if _axis(node.attrs["axis"], term) != term.channels:
         return Refusal(Reason.OP, name, "takes some of the rows")
     places = _chosen([int(i) for i in indices.load().reshape(-1)])
     if (places < -inner.outputs).any() or (places >= inner.outputs).any():
@@ -229,7 +235,7 @@ def _gather(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refus
 
 def parts(node: Node, term: Term, inner: Affine) -> list[Term] | Refusal:
     """What a split of channels gives, as several values or as one sequence."""
-    if node.attrs["axis"] % len(term.layout) != term.channels:
+    if _axis(node.attrs["axis"], term) != term.channels:
         return Refusal(Reason.OP, name_of(node), "splits the rows")
     sizes = _sizes(node, inner.outputs)
     if min(sizes) < 1 or sum(sizes) != inner.outputs:
@@ -258,7 +264,7 @@ def join(node: Node, read: Sequence[Term], space: Space) -> Term | Refusal:
         return Refusal(Reason.OP, name, "joins a leftover of the sum")
     if any(term.layout != read[0].layout for term in read):
         return Refusal(Reason.SHAPE, name, "joins values whose axes lie differently")
-    if node.attrs["axis"] % len(read[0].layout) != read[0].channels:
+    if _axis(node.attrs["axis"], read[0]) != read[0].channels:
         return Refusal(Reason.OP, name, "joins rows, not channels")
     total: Result | None = None
     for term in read:
@@ -285,9 +291,14 @@ def _reshaped(attrs: Mapping[str, Any], axes: layout.Layout, size_of: layout.Siz
     return None if shape is None else layout.reshaped(axes, shape, size_of, zero_copies=not attrs.get("allowzero"))
 
 
+def _flattened(attrs: Mapping[str, Any], axes: layout.Layout) -> layout.Layout | None:
+    axis = attrs.get("axis", 1)
+    return layout.flattened(axes, axis) if isinstance(axis, int) else None
+
+
 VIEWS: Mapping[str, Callable[[Mapping[str, Any], layout.Layout, layout.SizeOf], layout.Layout | None]] = {
     "reshape": _reshaped,
-    "flatten": lambda attrs, axes, size_of: layout.flattened(axes, attrs.get("axis", 1)),
+    "flatten": lambda attrs, axes, size_of: _flattened(attrs, axes),
     "transpose": lambda attrs, axes, size_of: layout.transposed(axes, attrs.get("perm")),
     "squeeze": lambda attrs, axes, size_of: layout.squeezed(axes, attrs.get("axes")),
     "unsqueeze": lambda attrs, axes, size_of: layout.unsqueezed(axes, attrs.get("axes")),
