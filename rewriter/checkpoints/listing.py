@@ -18,6 +18,7 @@ from rewriter.checkpoints.pickles import Call, Name, Pairs, Symbol
 from rewriter.checkpoints.selection import Weights
 from rewriter.checkpoints.torchfile import TorchFile, open_torch
 from rewriter.errors import FxRewriteError
+from rewriter.graph.tensors import shown
 from rewriter.reporting.checkpoint import CheckpointInspection, EntryRecord, TensorRecord
 
 TAKEN, LEFT, ASKED = "taken", "left behind", "on request"
@@ -47,7 +48,7 @@ def inspect(source: Source, key: str | None = None) -> CheckpointInspection:
 
 def _of_torch(file: TorchFile, key: str | None) -> CheckpointInspection:
     try:
-        chosen: Weights | None = selection.choose(file.value, key)
+        chosen: Weights | None = selection.choose(file.value, key, shown(file.source.path))
         undecided = ""
     except FxRewriteError as problem:
         chosen, undecided = None, str(problem)
@@ -55,8 +56,8 @@ def _of_torch(file: TorchFile, key: str | None) -> CheckpointInspection:
     if pairs is None or (chosen is not None and not chosen.path):
         entries = [_entry("", file.value, chosen)]
     else:
-        shown = pairs.items[:_MOST_ENTRIES]
-        entries = [_entry(_text(k), part, chosen) for k, part in shown]
+        first = pairs.items[:_MOST_ENTRIES]
+        entries = [_entry(_text(k), part, chosen) for k, part in first]
     found = list(named(chosen.value)) if chosen is not None else []
     notes = [*_notes(file, entries, chosen, found), *([undecided] if undecided else [])]
     if pairs is not None and len(pairs.items) > len(entries) > 1:

@@ -11,7 +11,7 @@ from typing import Final
 
 from rewriter.checkpoints.contents import is_module, pairs_of, tensor_of
 from rewriter.checkpoints.pickles import Symbol
-from rewriter.errors import ChoiceError, UsageError
+from rewriter.errors import ChoiceError, InputError, UsageError
 from rewriter.graph.tensors import shown
 
 EMA: Final = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "params_ema", "ema_weights")
@@ -59,8 +59,11 @@ def candidates(value: Symbol) -> list[Weights]:
     return found
 
 
-def choose(value: Symbol, key: str | None) -> Weights:
-    """The weights behind `--key`, or those that are meant; ChoiceError where several could be, UsageError for none."""
+def choose(value: Symbol, key: str | None, file: str) -> Weights:
+    """The weights behind `--key`, or those that are meant, of `file`, the name that messages say.
+
+    ChoiceError where several could be meant, InputError where there are none, UsageError for a key that leads nowhere.
+    """
     found = candidates(value)
     if key is not None:
         return _named(value, key, found)
@@ -72,9 +75,9 @@ def choose(value: Symbol, key: str | None) -> Weights:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UsageError("this checkpoint holds no weights that could be found: no state dict and no module")
+        raise InputError(f"{file} holds no weights that could be found: no state dict and no module")
     listed = "\n".join(f"  --key {weights.key}" for weights in found[:_MOST_LISTED])
-    raise ChoiceError(f"{len(found)} entries hold weights, and none is called as usual; say which:\n{listed}")
+    raise ChoiceError(f"{file}: {len(found)} entries hold weights, and none is called as usual; say which:\n{listed}")
 
 
 def _named(value: Symbol, key: str, found: Sequence[Weights]) -> Weights:

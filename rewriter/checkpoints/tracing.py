@@ -48,9 +48,12 @@ def prepare(path: Path, request: TraceRequest, tell: Tell) -> Prepared:
     source = bytesource.read(path)
     if source.kind is bytesource.Kind.PT2:
         return _prepare_program(source, request)
-    if not request.inputs:
-        raise UsageError("name the inputs that the model is called with, for example --input images=1x3x640x640")
     loaded = weights.load(source, key=request.key, trust=request.trust, code=request.code, whole=request.model is None)
+    if not request.inputs:
+        raise UsageError(
+            f"{shown(path)} is a checkpoint: name the inputs that its model is called with, "
+            "for example --input images=1x3x640x640"
+        )
     notes = [*loaded.notes]
     model = loaded.module
     if request.model is not None:

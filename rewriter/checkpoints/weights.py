@@ -52,7 +52,7 @@ def load(source: Source, *, key: str | None, trust: bool = False, code: Path | N
     if source.kind in (Kind.PT2, Kind.SCRIPT):
         raise InputError(f"{shown(source.path)} is a {source.kind}, a program and no weights; --model is not for it")
     file = open_torch(source)
-    chosen = selection.choose(file.value, key)
+    chosen = selection.choose(file.value, key, shown(source.path))
     if trust and file.code:
         return _unpickled(file, chosen, code)
     if not file.code:
