@@ -17,6 +17,7 @@ from rewriter.language.parser import prelude
 from rewriter.language.signatures import SIGNATURES
 from rewriter.language.source import quote
 from rewriter.language.syntax import (
+    LOST,
     Apply,
     Attribute,
     Binary,
@@ -135,6 +136,7 @@ def _used(pattern: Pattern) -> set[str]:
     exprs = [*pattern.where, *([pattern.cost] if pattern.cost is not None else [])]
     names: set[str] = set()
     if isinstance(pattern.match, OutputsMatch):
+        names.add(LOST)
         exprs += [vote.expr for vote in pattern.match.votes]
         names |= {str(role.argument) for role in pattern.match.roles if role.kind == "named"}
     for expr in exprs:

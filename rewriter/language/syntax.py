@@ -333,6 +333,10 @@ class ReplaceWith:
 Action: TypeAlias = Fold | Bypass | RemoveOutput | ReplaceWith
 
 
+LOST = "lost"
+"""A `bool` parameter that the removal of outputs reads: may sizes be equal only by what the removed branch checks?"""
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     name: str

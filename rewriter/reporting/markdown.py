@@ -74,8 +74,7 @@ def _decision(report: Report, decision: OutputsDecision) -> Iterator[str]:
         yield f"- {title}"
         for size in sizes[: summary.EXAMPLES]:
             became = "" if size.new is None else f"{code(size.old)} → {code(size.new)}, "
-            given = f"; given {', '.join(map(markdown, size.assumptions))}" if size.assumptions else ""
-            yield f"  - {code(size.node)}: {became}{markdown(size.because)}{given}"
+            yield f"  - {code(size.node)}: {became}{markdown(size.because)}{summary.given(size, markdown)}"
         yield from _more(len(sizes) - summary.EXAMPLES)
     for line in (*map(summary.stack_line, decision.stacks), *decision.notes):
         yield f"- {markdown(line)}"

@@ -114,7 +114,7 @@ class SizeRecord:
 
     `new` is the value of provably equal size that it reads now, or None where it stayed; `because` are the common
     extents, or why it stayed; `assumptions` are equations of operators that the proof rests on, each asserted by a node
-    that stays too.
+    that stays too, but for the `lost` ones: only nodes that went asserted those, so inputs that failed may pass now.
     """
 
     node: str
@@ -122,6 +122,7 @@ class SizeRecord:
     new: str | None
     because: str
     assumptions: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,12 @@ def sizes_moved(decision: OutputsDecision) -> tuple[tuple[SizeRecord, ...], tupl
     return moved, tuple(size for size in decision.sizes if size.new is None)
 
 
+def given(size: SizeRecord, escaped: Callable[[str], str]) -> str:
+    """What the equality rests on: what a node that stays checks, and what nobody checks any more."""
+    said = (("given", size.assumptions), ("no longer checked:", size.lost))
+    return "".join(f"; {word} {', '.join(map(escaped, equations))}" for word, equations in said if equations)
+
+
 def stack_line(stack: StackRecord) -> str:
     """What became of heads that ran on a stack."""
     takers = ", ".join(stack.taken)

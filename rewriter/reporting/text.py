@@ -133,10 +133,8 @@ def _sizes(decision: OutputsDecision) -> Iterator[RenderableType]:
         yield indent(Text(title, style="" if sizes is moved else "yellow"))
         for size in sizes[: summary.EXAMPLES]:
             became = "" if size.new is None else f"{name(size.old)} → {name(size.new)}, "
-            given = f"; given {', '.join(map(escape.plain, size.assumptions))}" if size.assumptions else ""
-            yield Padding(
-                Text.assemble(f"{name(size.node)}: {became}", (escape.plain(size.because) + given, "dim")), (0, 0, 0, 4)
-            )
+            why = escape.plain(size.because) + summary.given(size, escape.plain)
+            yield Padding(Text.assemble(f"{name(size.node)}: {became}", (why, "dim")), (0, 0, 0, 4))
         if (hidden := len(sizes) - summary.EXAMPLES) > 0:
             yield Padding(Text(f"… and {hidden:,} more", style="dim"), (0, 0, 0, 4))
 

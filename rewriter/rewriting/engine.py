@@ -17,7 +17,7 @@ from rewriter.graph import measure
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Graph, Node
 from rewriter.language.library import LoadedPattern
-from rewriter.language.syntax import BodyMatch
+from rewriter.language.syntax import LOST, BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
 from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord, StackRecord
@@ -27,7 +27,7 @@ from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.narrow import narrow
 from rewriter.rewriting.provenance import folded
-from rewriter.rewriting.reroot import Rerooting, reroot, unhook
+from rewriter.rewriting.reroot import Assumed, Rerooting, Status, reroot, unhook
 from rewriter.rewriting.sized import Sized
 
 Progress = Callable[[str, float | None], None]
@@ -130,7 +130,7 @@ def _settle_outputs(
         if isinstance(decision, Refusal):
             refusals.append(refusal_record(loaded.name, decision))
             continue
-        sizes = _remove_outputs(draft, decision)
+        sizes = _remove_outputs(draft, decision, allow_lost=params.get(LOST) is True)
         needed_after = len(draft.view().nodes), _parameters(draft.view())
         edits, narrowed = narrow(draft.view(), draft.fresh)
         draft.apply(edits)
@@ -151,20 +151,26 @@ def _settle_outputs(
     return decisions, refusals
 
 
-def _remove_outputs(draft: Draft, decision: outputs.Decision) -> tuple[SizeRecord, ...]:
+def _remove_outputs(draft: Draft, decision: outputs.Decision, *, allow_lost: bool) -> tuple[SizeRecord, ...]:
     """Take the outputs out, and let what only they needed die even where the others read its size."""
     if not decision.removed:
         return ()
     draft.apply([RemoveOutput(value.name) for value in decision.removed])
-    found = reroot(draft.view())
+    found = reroot(draft.view(), allow_lost=allow_lost)
     draft.apply(found.edits)
     return size_records(found)
 
 
 def size_records(found: Rerooting) -> tuple[SizeRecord, ...]:
-    moved = [SizeRecord(m.node, m.old, m.new, m.because, tuple(a.equation for a in m.assumptions)) for m in found.moved]
-    stayed = [SizeRecord(s.node, s.old, None, s.why, tuple(a.equation for a in s.assumptions)) for s in found.stayed]
+    moved = [SizeRecord(m.node, m.old, m.new, m.because, *_equations(m.assumptions)) for m in found.moved]
+    stayed = [SizeRecord(s.node, s.old, None, s.why, *_equations(s.assumptions)) for s in found.stayed]
     return (*moved, *stayed)
+
+
+def _equations(assumed: Sequence[Assumed]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that a node asserts which stays, and the lost ones."""
+    implied = tuple(a.equation for a in assumed if a.status is Status.IMPLIED)
+    return implied, tuple(a.equation for a in assumed if a.status is Status.LOST)
 
 
 def _escaped(graph: Graph, refusals: Sequence[RefusalRecord]) -> set[str]:

@@ -342,4 +342,5 @@ def _words(key: Key, extents: Sequence[Size]) -> str:
 
 def _lost(value: Value, assumed: Sequence[Assumed]) -> str:
     lost = "; ".join(a.equation for a in assumed if a.status is Status.LOST)
-    return f"{value.name} has the same size only where {lost}, which no node that stays would enforce"
+    why = f"{value.name} has the same size only where {lost}, which no node that stays would enforce"
+    return f"{why} (lost=true allows it)"

@@ -15,8 +15,10 @@ from fixtures.disguise import disguised
 from fixtures.export import Form
 from fixtures.judge import count_params, op_histogram
 from fixtures.yolov9 import converted, variant
+from rewriter import api
 from rewriter.graph.onnx import view
 from rewriter.language.library import resolve
+from rewriter.reporting.markdown import to_markdown
 from rewriter.rewriting import engine
 from rewriter.rewriting.edits import RemoveOutput
 from rewriter.rewriting.onnx_draft import OnnxDraft
@@ -274,6 +276,20 @@ def test_a_lost_assumption_is_refused_unless_asked() -> None:
     for high, wide in ((4, 6), (8, 2)):
         feeds = {"x": noise(2, 2, high, wide)}
         np.testing.assert_array_equal(run(result, feeds)["main"], run(model, feeds)["main"])
+
+
+def test_a_lost_assumption_is_asked_for_by_a_parameter_and_reported() -> None:
+    kept = (op("Cast", "s", "f", to=FLOAT), op("ReduceMax", "p", "m", keepdims=0), op("Mul", "f m", "main"))
+    model = upsampled(*kept)
+    model.graph.output.append(helper.make_tensor_value_info("aux", FLOAT, None))
+    plain = api.apply(model, ["aux-prune"], keep="main", verify=False).report.decisions[0]
+    assert [(size.new, len(size.lost)) for size in plain.sizes] == [(None, 2)]
+    result = api.apply(model, ["aux-prune"], keep="main", set_="aux-prune.lost=true", verify=False)
+    (size,) = result.report.decisions[0].sizes
+    assert (size.old, size.new, size.assumptions) == ("aux", "x", ())
+    assert size.lost == ("h = 2·floor(h/2)", "w = 2·floor(w/2)")
+    assert "no longer checked: h = 2·floor(h/2)" in to_markdown(result.report).replace("\\", "")
+    assert "Concat" in op_histogram(model) and "Concat" not in op_histogram(result.model)
 
 
 def test_an_assumption_that_stays_is_implied() -> None:
