@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -147,6 +147,16 @@ def is_transparent(node: Node) -> bool:
             return node.attrs["sign"] == 1 and _lone(node.consts["term"]) == 0
         case _:
             return False
+
+
+def is_neutral(node: Node) -> bool:
+    """True for a factor of ones and a term of zeros, which change no element but may add or widen axes."""
+    if node.problem is not None or node.op not in _NEUTRAL or len(node.data) != 1:
+        return False
+    return _value(node) == _NEUTRAL[node.op]
+
+
+_NEUTRAL: Final[Mapping[str, int]] = {"scale": 1, "shift": 0}
 
 
 def _lone(constant: Constant) -> float | None:

@@ -21,10 +21,10 @@ from rewriter.algebra.proof import prove
 from rewriter.algebra.terms import Aside, ends_behind
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
-from rewriter.graph.view import Graph, Node, Value
+from rewriter.graph.view import Graph, Node
 from rewriter.language.syntax import Bypass, Fold
 from rewriter.matching.find import Match
-from rewriter.matching.predicates import Reading, attribute, is_transparent
+from rewriter.matching.predicates import Reading, attribute, is_neutral, is_transparent
 from rewriter.matching.region import Region
 from rewriter.matching.where import Bindings, holds
 from rewriter.reporting.record import Cost, Proof
@@ -53,7 +53,7 @@ def act(
         case Fold(kinds):
             return fold(match, kinds, fresh, shapes, sized or Sized(graph))
         case Bypass():
-            return bypass(graph, match.region)
+            return bypass(match.region, sized or Sized(graph))
         case other:
             name = type(other).__name__
             return Refusal(Reason.LIMIT, match.region.name, f"this version cannot carry out the action {name} yet")
@@ -233,13 +233,14 @@ def _main(region: Region) -> Node | None:
 # --- bypass ----------------------------------------------------------------------------------------------------------
 
 
-def bypass(graph: Graph, region: Region) -> Done | Refusal:
+def bypass(region: Region, sized: Sized) -> Done | Refusal:
     """The readers of the exit read the entry; an output of the model is given to the entry's producer."""
     for node in region.nodes:
-        if not is_transparent(node):
+        if not (is_transparent(node) or is_neutral(node)):
             return Refusal(Reason.EXACT, node.name or node.op, f"{node.op} does something at inference")
-        if not _keeps_rank(graph, node):
-            return Refusal(Reason.SHAPE, node.name or node.op, "its constant may add an axis to what it reads")
+        axes = any(constant.shape for constant in node.consts.values())
+        if axes and not sized.same(node.data[0], node.output):
+            return Refusal(Reason.SHAPE, node.name or node.op, "its constant may add or widen an axis of what it reads")
     entry, exit_ = region.entry, region.exit
     if not exit_.is_output:
         return Done(Plan((Rewire(exit_.name, entry.name), *(RemoveNode(n) for n in region.nodes))))
@@ -247,31 +248,3 @@ def bypass(graph: Graph, region: Region) -> Done | Refusal:
         kind = "an input, an output or a constant of the model, or is read by the body of an If, Loop or Scan"
         return Refusal(Reason.ESCAPE, region.name, f"it gives an output of the model and what it reads is {kind}")
     return Done(Plan((Rewire(entry.name, exit_.name), *(RemoveNode(n) for n in region.nodes))))
-
-
-def _keeps_rank(graph: Graph, node: Node) -> bool:
-    """A constant of shape [1] turns a scalar into a vector; one without axes never does."""
-    rank = max((len(c.shape) for c in node.consts.values()), default=0)
-    return rank == 0 or _least_rank(graph, node.data[0]) >= rank
-
-
-def _least_rank(graph: Graph, value: Value) -> int:
-    """A rank that the value has at least: declared, of an operator on images, or of what it is computed from."""
-    for _ in range(MOST_STEPS):
-        producer = graph.producer(value)
-        if value.shape is not None:
-            return len(value.shape)
-        if producer is None or producer.op not in RANK_KEPT or not producer.data:
-            return 2 if producer is not None and producer.op in ON_IMAGES else 0
-        value = producer.data[0]
-    return 0
-
-
-ON_IMAGES = frozenset({"conv", "conv_transpose", "bn", "avg_pool", "max_pool"})
-RANK_KEPT = frozenset(
-    {"relu", "leaky_relu", "silu", "sigmoid", "tanh", "gelu", "clip", "hardswish", "hardsigmoid", "softmax"}
-    | {"identity", "dropout", "cast", "pad", "neg", "scale", "shift", "add", "sub", "mul", "div"}
-)
-"""What it gives has no lower rank than what it reads first."""
-
-MOST_STEPS = 16

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from rewriter.dims import Sizes, sizes
+from rewriter.dims.sizes import Dims
 from rewriter.graph.view import Graph, Value
 from rewriter.matching.region import Region
 
@@ -27,8 +28,16 @@ class Sized:
             return region
         return replace(region, entry=self._measured(region.entry))
 
-    def _measured(self, value: Value) -> Value:
+    def same(self, left: Value, right: Value) -> bool:
+        """True where two values are proved to have the same axes, for whatever inputs."""
+        axes, others = self._dims(left), self._dims(right)
+        return axes is not None and others is not None and [a.expr for a in axes] == [b.expr for b in others]
+
+    def _dims(self, value: Value) -> Dims | None:
         if self._sizes is None:
             self._sizes = sizes(self.graph)
-        dims = self._sizes.dims.get(value.name)
+        return self._sizes.dims.get(value.name)
+
+    def _measured(self, value: Value) -> Value:
+        dims = self._dims(value)
         return value if dims is None else replace(value, shape=tuple([size.expr.constant for size in dims]))

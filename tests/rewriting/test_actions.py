@@ -255,7 +255,9 @@ def bypassed(model: ModelProto) -> tuple[int, list[str]]:
         (idle(("Add", [[0.0]], {})), 1),  # a vector of one: of a scalar it would make a vector
         (idle(("Add", [[0.0]], {}), shape=[]), 1),
         (idle(("Mul", [[[1.0]]], {}), shape=[4]), 1),
-        (idle(("Mul", [np.ones((4, 1, 1))], {}), shape=[1, 4, 2, 2]), 1),
+        (idle(("Mul", [np.ones((4, 1, 1))], {}), shape=[1, 4, 2, 2]), 0),
+        (idle(("Mul", [np.ones((4, 1, 1))], {}), shape=[1, 1, 2, 2]), 1),
+        (idle(("Mul", [np.ones((4, 1, 1))], {}), shape=[1, "channels", 2, 2]), 1),
         (idle(("Sub", [1e-30], {}), shape=[2]), 1),
         (idle(("LeakyRelu", [], {"alpha": 0.999})), 1),
     ],
