@@ -1,5 +1,7 @@
 """The public functions: apply, find, inspect, load, verify, on a path, a ModelProto or a gs.Graph.
 
+`apply` takes torch's ExportedProgram as well.
+
 Invariant: the argument is never changed and the result is of the argument's kind (a path gives a ModelProto). Nothing
 is written before `Result.save`, and no verdict is better than what was compared.
 """
@@ -44,6 +46,7 @@ from rewriter.rewriting import outlook, trial
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.rewriting.provenance import composed
+from rewriter.torch_graphs import applying as torch_graphs
 from rewriter.version import __version__
 
 if TYPE_CHECKING:
@@ -74,23 +77,30 @@ class Result:
 
     model: Any
     report: Report
-    _proto: ModelProto = field(repr=False)
+    _proto: ModelProto | None = field(repr=False)  # None for a program of torch
     _source: LoadedModel | None = field(repr=False)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the model atomically; external data goes beside it. The same bytes where nothing changed.
 
+        A program of torch is written as a .pt2 archive.
+
         Raises OutputError (exit 2) where the file exists (unless `force`), is an input, or cannot be written, and
         LimitError (exit 6) where the disk is full.
         """
         target = Path(path)
+        if self._proto is None:
+            from rewriter.checkpoints import program
+
+            program.save(self.model, target, force=force)
+            return target
         if self._source is not None and self._source.path is not None and not self.report.changed:
             return saving.save_unchanged(self._source, target, force=force)
         return saving.save(self._proto, target, source=self._source, force=force)
 
 
 def apply(
-    model: Model,
+    model: Model | torch_graphs.Program,
     patterns: Sequence[str] | str = ("all",),
     *,
     keep: Sequence[str] | str = (),
@@ -118,7 +128,16 @@ def apply(
     if max_rounds < 0:
         raise UsageError(f"--max-rounds: {max_rounds} is less than 0")
     loaded_patterns = prepare(patterns, set_, keep)
-    opened = _open(model)
+    if torch_graphs.is_program(model):
+        if rename or scrub or inputs or shapes:
+            raise UsageError(
+                "rename, scrub, inputs and shapes are for ONNX models; a program of torch has none of them"
+            )
+        made = torch_graphs.apply(
+            model, loaded_patterns, keep_all=keep == ALL, compare=verify, max_rounds=max_rounds, progress=progress
+        )
+        return _of_program(made, loaded_patterns, started)
+    opened = _open(model)  # pyright: ignore[reportArgumentType]  # a program is no other kind of model
     draft = OnnxDraft(opened.proto, opened.folder)
     known = sizes.infer(draft.model, draft.nodes)
     before = _totals(draft, draft.view(), known)
@@ -132,11 +151,21 @@ def apply(
     verification = NOT_ASKED
     if verify:
         verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
-    report = _report(opened, loaded_patterns, (before, after), outcome, renamed, draft, verification)
+    report = _report(opened.label, loaded_patterns, (before, after), outcome, verification)
+    folds = composed(outcome.matches, draft.view().values) if outcome.matches else ()
+    report = replace(report, renamed=renamed, dead_before=draft.dead_before, folds=folds)
     gone = tuple(ScrubRecord(r.kind, r.count, r.size, r.example) for r in scrubbed)
     report = replace(report, scrubbed=gone, seconds=time.monotonic() - started)
     given = surgeon.from_proto(finished) if opened.kind == "gs.Graph" else finished
     return Result(given, report, finished, opened.source)
+
+
+def _of_program(made: torch_graphs.Rewritten, patterns: Sequence[LoadedPattern], started: float) -> Result:
+    report = _report(
+        "ExportedProgram", patterns, (made.before, made.after), made.outcome, made.verification or NOT_ASKED
+    )
+    report = replace(report, folds=made.folds, dead_before=made.dead_before, versions=versions("torch"))
+    return Result(made.program, replace(report, seconds=time.monotonic() - started), None, None)
 
 
 def find(
@@ -353,16 +382,14 @@ def _output(info: ValueInfoProto) -> OutputInfo:
 
 
 def _report(
-    opened: _Opened,
+    label: str,
     patterns: Sequence[LoadedPattern],
     totals: tuple[Totals, Totals],
     outcome: Outcome,
-    renamed: tuple[tuple[str, str], ...],
-    draft: OnnxDraft,
     verification: Verification,
 ) -> Report:
     return Report(
-        model=opened.label,
+        model=label,
         output=None,
         before=totals[0],
         after=totals[1],
@@ -373,15 +400,14 @@ def _report(
         refusals=outcome.refusals,
         shadowed=outcome.shadowed,
         covered=outcome.covered,
-        renamed=renamed,
-        dead_before=draft.dead_before,
+        renamed=(),
+        dead_before=(),
         rounds=outcome.rounds,
         end=outcome.end,
         verification=verification,
         versions=versions(),
         seconds=0.0,
         sizes=outcome.sizes,
-        folds=composed(outcome.matches, draft.view().values) if outcome.matches else (),
     )
 
 
@@ -397,10 +423,10 @@ def _settings(patterns: Sequence[LoadedPattern]) -> list[tuple[str, str]]:
     return found
 
 
-def versions() -> tuple[tuple[str, str], ...]:
+def versions(*engines: str) -> tuple[tuple[str, str], ...]:
     """Of fxrewrite, Python and the libraries that made or checked the result, found without loading any."""
     found = [("fxrewrite", __version__), ("python", platform.python_version())]
-    for package in ("onnx", "numpy", "onnxruntime"):
+    for package in ("onnx", "numpy", *(engines or ("onnxruntime",))):
         try:
             found.append((package, version(package)))
         except PackageNotFoundError:

@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "rewriter"
 
 # From what is read to what is shown; a room may import from those before it. Records are plain data that all hand on.
 ORDER = ["errors", "version", "checking", "graph", "dims", "language", "reporting"]
-ORDER += ["matching", "algebra", "rewriting", "checkpoints", "api"]
+ORDER += ["matching", "algebra", "rewriting", "checkpoints", "torch_graphs", "api"]
 SHELL = ["commandline", "cli", "__main__", "__init__"]
-TORCH = ["checkpoints"]  # rooms that may import torch, inside functions only, so that nobody else waits for it
+# Rooms that may import torch, inside functions only, so that nobody else waits for it.
+TORCH = ["checkpoints", "torch_graphs"]
 APART = {"algebra": "onnx", "matching": "onnx"}  # rooms that know nothing of a file format
 
 

@@ -83,3 +83,16 @@ class Plan:
     def made(self) -> tuple[str, ...]:
         """The names of the nodes that come."""
         return tuple(edit.name for edit in self.edits if isinstance(edit, AddNode))
+
+
+def ends(rewires: Mapping[str, str]) -> dict[str, str]:
+    """Where each name ends when rewires follow on each other: neighbours that both go rewire one after the other."""
+    ends: dict[str, str] = {}
+    for old in rewires:
+        path: list[str] = []
+        name = old
+        while name in rewires and name not in ends:
+            path.append(name)
+            name = rewires[name]
+        ends.update(dict.fromkeys(path, ends.get(name, name)))
+    return ends

@@ -22,7 +22,17 @@ from rewriter.graph.proto import captured_names, live_names, producers, topologi
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Constant, Graph
 from rewriter.rewriting import names
-from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, RemoveOutput, Reread, Rewire, Undeclare
+from rewriter.rewriting.edits import (
+    AddConstant,
+    AddNode,
+    Edit,
+    RemoveNode,
+    RemoveOutput,
+    Reread,
+    Rewire,
+    Undeclare,
+    ends,
+)
 from rewriter.rewriting.scrub import Removed, Scrub
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
@@ -101,7 +111,7 @@ class OnnxDraft:
         self.nodes = kept
         if any(isinstance(edit, Reread) for edit in edits):
             self._reorder()
-        self._rename(_ends({e.old: e.new for e in edits if isinstance(e, Rewire)}))
+        self._rename(ends({e.old: e.new for e in edits if isinstance(e, Rewire)}))
         self._remove_dead()
 
     def rename_interface(self, wanted: Mapping[str, str]) -> str | None:
@@ -196,19 +206,6 @@ class OnnxDraft:
         graph = self.model.graph
         stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         return {name for node in self.nodes for name in node.output} | {i.name for i in graph.input} | (stored - gone)
-
-
-def _ends(rewires: Mapping[str, str]) -> dict[str, str]:
-    """Where each name ends when rewires follow on each other: neighbours that both go rewire one after the other."""
-    ends: dict[str, str] = {}
-    for old in rewires:
-        path: list[str] = []
-        name = old
-        while name in rewires and name not in ends:
-            path.append(name)
-            name = rewires[name]
-        ends.update(dict.fromkeys(path, ends.get(name, name)))
-    return ends
 
 
 def _reread(edit: Reread) -> None:

@@ -1,0 +1,153 @@
+"""An fx node as a call of an ATen operator, its arguments by name with the schema's defaults filled in.
+
+Invariant: exporters leave trailing defaults out and write in-place forms with an underscore; behind a `Call` neither is
+to be seen. A target without a schema (arithmetic on sizes, higher-order operators) is no call.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from rewriter.graph.view import Array, Constant, Value
+
+FxNode: TypeAlias = Any
+"""A `torch.fx.Node`; torch is not imported for its types."""
+
+Ints: TypeAlias = "tuple[int, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    node: FxNode
+    op: str  # "conv2d": the operator without overload and underscore
+    overload: str
+    args: Mapping[str, Any]
+    values: Callable[[FxNode], Value]
+
+    def value(self, name: str) -> Value | None:
+        """The value behind an argument: of a node, or a number as a constant; None where it is None."""
+        given = self.args.get(name)
+        if is_node(given):
+            return self.values(given)
+        if isinstance(given, bool | int | float):
+            return self.held(name, np.asarray(given), self.dtype if isinstance(given, float) else None)
+        return None
+
+    def tensors(self, name: str) -> list[Value]:
+        return [self.values(item) for item in items(self.args.get(name)) if is_node(item)]
+
+    def held(self, role: str, array: Array, dtype: str | None = None) -> Value:
+        """An argument as the constant that it would be in a file: a number of the result's type, a list of integers."""
+        name = f"{self.node.name}:{role}"
+        if dtype is None:
+            dtype = self.dtype if self.dtype and "float" in self.dtype and array.ndim == 0 else array.dtype.name
+        return Value(name, None, (), constant=Constant(name, array.shape, dtype, lambda: array), dtype=dtype)
+
+    def listed(self, role: str, numbers: Sequence[int]) -> Value:
+        return self.held(role, np.asarray(numbers, np.int64), "int64")
+
+    def ints(self, name: str, rank: int) -> Ints | None:
+        """A list of whole numbers, one for each of `rank` axes; None where it holds a size known at run time only."""
+        found = items(self.args.get(name))
+        if not all(isinstance(item, int) for item in found):
+            return None
+        return tuple(found) * rank if len(found) == 1 else tuple(found)
+
+    @property
+    def dtype(self) -> str | None:
+        return dtype_of(self.node)
+
+
+def items(given: Any) -> list[Any]:
+    """The items of a list or tuple; anything else is a list of one."""
+    return [*cast("Sequence[Any]", given)] if isinstance(given, list | tuple) else [given]
+
+
+def is_node(given: Any) -> bool:
+    return hasattr(given, "all_input_nodes")
+
+
+def call_of(node: FxNode, values: Callable[[FxNode], Value]) -> Call | None:
+    """The call that a node is; None where its target has no schema."""
+    schema = schema_of(node)
+    if schema is None:
+        return None
+    args: dict[str, Any] = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    args.update(zip([a.name for a in schema.arguments], node.args, strict=False))
+    args.update(node.kwargs)
+    return Call(node, op_of(node), overload_of(node), args, values)
+
+
+def schema_of(node: FxNode) -> Any:
+    return getattr(node.target, "_schema", None) if node.op == "call_function" else None
+
+
+def op_of(node: FxNode) -> str:
+    """The operator's name without namespace, overload and the underscore of the in-place form."""
+    schema = schema_of(node)
+    name = schema.name.rpartition("::")[2] if schema is not None else getattr(node.target, "__name__", f"{node.target}")
+    return name.rstrip("_") if schema is not None and not name.startswith("__") else name
+
+
+def overload_of(node: FxNode) -> str:
+    return getattr(schema_of(node), "overload_name", "") or "default"
+
+
+def is_aten(node: FxNode) -> bool:
+    schema = schema_of(node)
+    return schema is not None and schema.name.startswith("aten::")
+
+
+def is_getitem(node: FxNode) -> bool:
+    """Whether it takes one result of an operator that has several."""
+    return node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int)
+
+
+ASSERTS = frozenset({"_assert_tensor_metadata"})
+SIZES = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset"})
+
+
+def is_assert(node: FxNode) -> bool:
+    """Whether it only checks the type of a value, which an edit keeps: it is no reader."""
+    return is_aten(node) and op_of(node) in ASSERTS
+
+
+# --- what export knows of values -------------------------------------------------------------------------------------
+
+
+def fake(node: FxNode) -> Any:
+    """The tensor without elements that stands for what a node gives, or the list of them; None where there is none."""
+    return node.meta.get("val")
+
+
+def is_tensor(found: Any) -> bool:
+    return hasattr(found, "untyped_storage")
+
+
+def dtype_of(node: FxNode) -> str | None:
+    found = fake(node)
+    return str(found.dtype).removeprefix("torch.") if is_tensor(found) else None
+
+
+def shape_of(node: FxNode) -> tuple[int | str, ...] | None:
+    """The extents, symbolic ones by their expressions: two that are equal are equal sizes, whatever runs."""
+    found = fake(node)
+    return (
+        tuple([extent if type(extent) is int else str(extent) for extent in found.shape]) if is_tensor(found) else None
+    )
+
+
+def path_of(node: FxNode) -> str:
+    """The modules that a node comes from, as "/model/22/cv2"."""
+    path, outer = "", ""
+    for fqn, _ in dict(node.meta.get("nn_module_stack") or {}).values():
+        inner = str(fqn).replace("L['self'].", "").replace("L['self']", "")
+        if inner and inner != outer and not inner.startswith("_empty"):
+            path += f"/{inner.removeprefix(outer + '.')}"
+            outer = inner
+    return path

@@ -1,0 +1,252 @@
+"""An exported program under edit: the seven edits on a copy of its graph, and a program made of it at the end.
+
+Invariant: the program that came is never changed, and what no edit touches is shared with it: tensors, sizes, guards,
+the structure of inputs. Only what our own edits orphaned is removed. Kernels stay float64 between rounds, are rounded
+once at the end, and what is stored is then held against what was proved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewriter.graph.view import Constant, Graph, Node
+from rewriter.rewriting.edits import (
+    AddConstant,
+    AddNode,
+    Edit,
+    RemoveNode,
+    RemoveOutput,
+    Reread,
+    Rewire,
+    Undeclare,
+    ends,
+)
+from rewriter.torch_graphs import making, outputs
+from rewriter.torch_graphs.calls import FxNode, fake, is_assert, op_of
+from rewriter.torch_graphs.mutations import mutations, out_of_place, writes
+from rewriter.torch_graphs.naming import Names
+from rewriter.torch_graphs.picture import Native, Surroundings, picture
+from rewriter.torch_graphs.signature import Signature
+from rewriter.torch_graphs.tensors import nodes_in, stored
+
+
+class ProgramDraft:
+    """`program` is an ExportedProgram; it is read and not changed."""
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+        self.graph: Any = copy.deepcopy(program.graph)  # copies no tensors
+        self.signature = Signature.of(program, self.graph)
+        self.edited = False
+        self._made: dict[str, Constant] = {}
+        self._called: dict[FxNode, str] = {}  # nodes that the engine gave a name of its own
+        self._view: Graph | None = None
+        self._names = Names({n.name for n in self.graph.nodes}, self.signature.tensors)
+        self._dead_at_first = self._dead()
+
+    @property
+    def dead_before(self) -> tuple[str, ...]:
+        return tuple(n.name for n in self.graph.nodes if n in self._dead_at_first)
+
+    def view(self) -> Graph:
+        if self._view is None:
+            self._view = picture(self.graph, self._surroundings())
+        return self._view
+
+    def fresh(self, hint: str) -> str:
+        return self._names.fresh(hint)
+
+    def apply(self, edits: Sequence[Edit]) -> None:
+        if not edits:
+            return
+        table = self._table()
+        self.edited, self._view = True, None
+        removed = {node for edit in edits if isinstance(edit, RemoveNode) for node in _native(edit.node).nodes}
+        self._made |= {e.name: _constant(e) for e in edits if isinstance(e, AddConstant)}
+        for edit in edits:
+            if isinstance(edit, AddNode):
+                self._add(edit, table)
+        for edit in edits:
+            match edit:
+                case RemoveOutput():
+                    outputs.remove(self.graph, self.signature, table[edit.name])
+                case Reread():
+                    self._reread(edit, table)
+                case _:
+                    pass
+        self._rewire(ends({e.old: e.new for e in edits if isinstance(e, Rewire)}), table, removed)
+        self._remove_dead(removed)
+        if any(isinstance(edit, Reread) for edit in edits):
+            reorder(self.graph)
+        if any(isinstance(edit, Undeclare) for edit in edits):
+            self._remeasure()
+
+    def finish(self) -> Any:
+        """The program with everything stored; the draft ends with it."""
+        if not self.edited:
+            return self.program
+        made = {
+            name: stored(name, constant.load(), constant.dtype)
+            for name, constant in self._made.items()
+            if any(called == name and n.users for n, called in self._called.items())
+        }
+        return self.signature.finished(self.graph, made)
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def _surroundings(self) -> Surroundings:
+        held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}
+        held |= {n: self._made[name] for n, name in self._called.items() if name in self._made}
+        names = {**self.signature.names, **self._called}
+        return Surroundings(
+            held, self.signature.inputs, outputs.wanted(self.graph, self.signature), self._kept(), names
+        )
+
+    def _kept(self) -> set[FxNode]:
+        return set(nodes_in(self.graph.output_node().args))
+
+    def _table(self) -> dict[str, FxNode]:
+        """The fx node of every value, by the name that the view gives it."""
+        names: dict[FxNode, str] = {**self.signature.names, **self._called}
+        table: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            table.setdefault(names.get(node) or node.name, node)
+        return table
+
+    # --- edits -------------------------------------------------------------------------------------------------------
+
+    def _add(self, edit: AddNode, table: dict[str, FxNode]) -> None:
+        inputs = [self._input(name, table) for name in edit.inputs]
+        at, old = _native(edit.at).node, table.get(edit.output)
+        like = _native(edit.like).node if edit.like is not None else at
+        with self.graph.inserting_before(at):
+            made = making.make(self.graph, edit, inputs, like)[-1]
+        if old is None:
+            self._called[made] = edit.output
+        else:
+            made.meta["val"] = fake(old)
+            _replace(old, made)
+            self._take_name(made, old)
+        table[edit.output] = made
+
+    def _take_name(self, node: FxNode, old: FxNode) -> None:
+        """`node` gives what `old`, which goes, gave; readers outside the graph know it by that name."""
+        old.name, node.name = node.name, old.name
+        if old in self._called:
+            self._called[node] = self._called.pop(old)
+
+    def _input(self, name: str, table: dict[str, FxNode]) -> FxNode:
+        if name not in table:
+            constant = self._made[name]
+            placeholder = self.signature.add(self.graph, name, constant)
+            self._called[placeholder] = name
+            table[name] = placeholder
+        return table[name]
+
+    def _reread(self, edit: Reread, table: dict[str, FxNode]) -> None:
+        node = _native(edit.node).node
+        if edit.old not in table and edit.new in self._made:  # an index that the operator holds as an argument
+            index = int(self._made.pop(edit.new).load().reshape(-1)[0])
+            node.args = (*node.args[:2], index)
+            return
+        node.replace_input_with(table[edit.old], self._input(edit.new, table))
+        _detach(node)
+
+    def _rewire(self, rewires: Mapping[str, str], table: dict[str, FxNode], removed: set[FxNode]) -> None:
+        """What changed a value in place changes it no longer: another, with other readers, is in its place."""
+        for old, new in rewires.items():
+            one, other = table[old], table[new]
+            for user in (*one.users, *other.users):
+                _detach(user)
+            if one in removed:
+                _replace(one, other)
+            else:  # what made `old` makes `new`, which nobody else makes any longer
+                _replace(other, one)
+                self._take_name(one, other)
+
+    def _remove_dead(self, removed: set[FxNode]) -> None:
+        for node in reversed(list(self.graph.nodes)):
+            if node in removed:
+                self._erase(node)
+        dead = self._dead() - self._dead_at_first
+        for node in reversed(list(self.graph.nodes)):
+            if node in dead:
+                self._erase(node)
+
+    def _erase(self, node: FxNode) -> None:
+        for user in list(node.users):
+            if is_assert(user):
+                self.graph.erase_node(user)
+        self.graph.erase_node(node)
+        self._called.pop(node, None)
+
+    def _dead(self) -> set[FxNode]:
+        """The nodes that no output needs and that change nothing."""
+        impure = mutations(self.graph).impure
+        dead: set[FxNode] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op in ("placeholder", "output") or node in impure or fake(node) is None:
+                continue
+            if all(user in dead or is_assert(user) for user in node.users):
+                dead.add(node)
+        return dead
+
+    def _remeasure(self) -> None:
+        """Sizes behind a stack that went are others than they were."""
+        for node in self.graph.nodes:
+            if node.op == "call_function" and fake(node) is not None:
+                making.revalue(node)
+
+
+def _native(node: Node) -> Native:
+    assert isinstance(node.native, Native)
+    return node.native
+
+
+def _constant(edit: AddConstant) -> Constant:
+    array = edit.array
+    return Constant(edit.name, array.shape, edit.dtype, lambda: array)
+
+
+def _replace(old: FxNode, new: FxNode) -> None:
+    """Whoever read `old` reads `new`."""
+
+    def another(user: FxNode) -> bool:
+        return user is not new
+
+    old.replace_all_uses_with(new, delete_user_cb=another)
+
+
+def _detach(node: FxNode) -> None:
+    """The out-of-place form of an in-place operator."""
+    target = out_of_place(node) if writes(node) else None
+    if target is not None:
+        node.target = target
+
+
+def reorder(graph: Any) -> None:
+    """Every node behind what it reads, the others as they stood."""
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    if all(place[read] < place[node] for node in place for read in node.all_input_nodes):
+        return
+    done: set[FxNode] = set()
+    last = graph.output_node()
+    for first in list(graph.nodes):
+        waiting = [first]
+        while waiting:
+            node = waiting[-1]
+            missing = [n for n in node.all_input_nodes if n not in done]
+            if missing and node not in done:
+                waiting += missing
+                continue
+            waiting.pop()
+            if node not in done and node is not last:
+                done.add(node)
+                last.prepend(node)
+
+
+def operators(graph: Any) -> list[str]:
+    """The operators of a graph, by name, one entry for each node that is one."""
+    return [op_of(node) for node in graph.nodes if node.op == "call_function" and not is_assert(node)]

@@ -1,0 +1,174 @@
+"""ATen operators that move elements and compute none: joins, cuts, pads, and views of the same elements.
+
+Invariant: where elements go is a list of whole numbers here, or the rule does not answer; sizes known at run time only
+stay inputs of Reshape and Expand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.graph.raw import Canonical
+from rewriter.torch_graphs.calls import Call, fake, is_node, items
+from rewriter.torch_graphs.onnx_terms import Reading, onnx
+
+END = (1 << 63) - 1
+"""An end of a slice that is that of whatever it cuts."""
+
+
+def _cat(call: Call) -> Reading:
+    return onnx("Concat", *call.tensors("tensors"), axis=int(call.args.get("dim", 0)))
+
+
+def _split(call: Call) -> Reading | None:
+    """The extents of the parts are those that the export found."""
+    x, axis = call.value("self"), call.args.get("dim", 0)
+    parts = fake(call.node)
+    if x is None or not isinstance(axis, int) or not isinstance(parts, list | tuple):
+        return None
+    sizes: list[Any] = [part.shape[axis] for part in items(parts)]
+    if not all(type(size) is int for size in sizes):
+        return None
+    return onnx("Split", x, call.listed("sizes", sizes), axis=axis)
+
+
+def _slice(call: Call) -> Reading | None:
+    start, end = call.args.get("start"), call.args.get("end")
+    return _cut(call, 0 if start is None else start, END if end is None else end, call.args.get("step", 1))
+
+
+def _narrow(call: Call) -> Reading | None:
+    start, length = call.args.get("start"), call.args.get("length")
+    if not isinstance(start, int) or not isinstance(length, int):
+        return None
+    return _cut(call, start, END if start + length == 0 else start + length, 1)
+
+
+def _cut(call: Call, start: Any, end: Any, step: Any) -> Reading | None:
+    numbers = {"starts": start, "ends": end, "axes": call.args.get("dim", 0), "steps": step}
+    if not all(isinstance(number, int) for number in numbers.values()):
+        return None
+    return onnx("Slice", call.value("self"), *[call.listed(name, [number]) for name, number in numbers.items()])
+
+
+def _select(call: Call) -> Reading | None:
+    index = call.args.get("index")
+    if not isinstance(index, int):
+        return None
+    return onnx("Gather", call.value("self"), call.held("index", np.asarray(index), "int64"), axis=call.args["dim"])
+
+
+def _index_select(call: Call) -> Reading:
+    return onnx("Gather", call.value("self"), call.value("index"), axis=call.args["dim"])
+
+
+def _reshape(name: str) -> Callable[[Call], Reading | None]:
+    def rule(call: Call) -> Reading | None:
+        return _shaped(call, call.args[name])
+
+    return rule
+
+
+def _shaped(call: Call, wanted: Sequence[Any]) -> Reading | None:
+    if all(isinstance(extent, int) for extent in wanted):
+        return onnx("Reshape", call.value("self"), call.listed("shape", wanted), allowzero=1)
+    sizes = [call.values(extent) for extent in wanted if is_node(extent)]
+    return onnx("Reshape", call.value("self"), *sizes, allowzero=1)
+
+
+def _flatten(call: Call) -> Reading | None:
+    found = fake(call.node)
+    shape = [extent if type(extent) is int else None for extent in found.shape]
+    if shape.count(None) > 1:
+        x = call.value("self")
+        return None if x is None else Canonical("reshape", (x,), {}, {"allowzero": True})
+    return _shaped(call, [-1 if extent is None else extent for extent in shape])
+
+
+def _expand(call: Call) -> Reading | None:
+    """-1 keeps an extent, which one element does in ONNX."""
+    wanted: Any = call.args["size"]
+    if not all(isinstance(extent, int) for extent in wanted):
+        return onnx("Expand", call.value("self"), *[call.values(extent) for extent in wanted if is_node(extent)])
+    return onnx("Expand", call.value("self"), call.listed("size", [1 if n == -1 else n for n in wanted]))
+
+
+def _permute(call: Call) -> Reading | None:
+    order = [axis % len(call.args["dims"]) for axis in call.args["dims"]]
+    return onnx("Transpose", call.value("self"), perm=tuple(order))
+
+
+def _transpose(call: Call) -> Reading | None:
+    x = call.value("self")
+    if x is None or x.shape is None:
+        return None
+    order = list(range(len(x.shape)))
+    if len(order) > 1:
+        one, other = call.args.get("dim0", 0), call.args.get("dim1", 1)
+        order[one], order[other] = order[other], order[one]
+    return onnx("Transpose", x, perm=tuple(order))
+
+
+def _unsqueeze(call: Call) -> Reading | None:
+    x, axis = call.value("self"), call.args["dim"]
+    if x is None or x.shape is None:
+        return None
+    return onnx("Unsqueeze", x, call.listed("axes", [axis % (len(x.shape) + 1)]))
+
+
+def _squeeze(call: Call) -> Reading | None:
+    """Axes of another extent than one are left as they are, and one that is not known is neither."""
+    x = call.value("self")
+    if x is None or x.shape is None:
+        return None
+    named = items(call.args.get("dim", [*range(len(x.shape))]))
+    axes: list[int] = [axis % len(x.shape) for axis in named] if x.shape else []
+    if not all(isinstance(x.shape[axis], int) for axis in axes):
+        return None
+    dropped = [axis for axis in axes if x.shape[axis] == 1]
+    return onnx("Squeeze", x, call.listed("axes", dropped)) if dropped else onnx("Identity", x)
+
+
+MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _pad(call: Call) -> Reading | None:
+    """(begin, end) from the last axis backwards, to all begins and all ends of every axis."""
+    x, flat = call.value("self"), call.args["pad"]
+    mode = MODES.get(call.args.get("mode", "constant"))
+    if x is None or x.shape is None or mode is None or not all(isinstance(number, int) for number in flat):
+        return None
+    pairs = [*zip(flat[::2], flat[1::2], strict=True)]
+    pairs = [*pairs, *[(0, 0)] * (len(x.shape) - len(pairs))][::-1]
+    pads = call.listed("pad", [begin for begin, _ in pairs] + [end for _, end in pairs])
+    filled = call.args.get("value")
+    return onnx("Pad", x, pads, call.held("value", np.asarray(float(filled or 0)), call.dtype), mode=mode)
+
+
+RULES: Mapping[str, Callable[[Call], Reading | None]] = {
+    "cat": _cat,
+    "concat": _cat,
+    "concatenate": _cat,
+    "chunk": _split,
+    "split": _split,
+    "split_with_sizes": _split,
+    "slice": _slice,
+    "narrow": _narrow,
+    "select": _select,
+    "index_select": _index_select,
+    "view": _reshape("size"),
+    "_unsafe_view": _reshape("size"),
+    "reshape": _reshape("shape"),
+    "flatten": _flatten,
+    "expand": _expand,
+    "permute": _permute,
+    "transpose": _transpose,
+    "t": _transpose,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+}

@@ -1,0 +1,114 @@
+"""Tensors of torch as constants of a view, and back.
+
+Invariant: elements are copied only when a constant is loaded, and bfloat16, which numpy has not, passes unrounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from rewriter.algebra.conv import round_to
+from rewriter.algebra.proof import prove_rounded
+from rewriter.errors import VerificationError
+from rewriter.graph.constants import FLOATS, INTEGERS, derived
+from rewriter.graph.tensors import numpy_dtype
+from rewriter.graph.view import Array, Constant
+from rewriter.torch_graphs.calls import FxNode, dtype_of, fake, is_aten, is_node, is_tensor, items, op_of
+
+
+def constant_of(name: str, tensor: Any) -> Constant | None:
+    """A stored tensor; None for one of a type that no file could hold, or of another layout."""
+    dtype = name_of(tensor.dtype)
+    if dtype not in FLOATS | INTEGERS or not _is_plain(tensor):
+        return None
+    return Constant(name, tuple(tensor.shape), dtype, lambda: array_of(tensor))
+
+
+def name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_plain(tensor: Any) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+
+
+def array_of(tensor: Any) -> Array:
+    """The elements as numpy has them."""
+    import torch
+
+    found = tensor.detach().cpu()
+    if found.dtype == torch.bfloat16:
+        return found.float().numpy().astype(numpy_dtype("bfloat16"))
+    return found.numpy()
+
+
+def tensor_of(array: Array, dtype: str) -> Any:
+    """Elements that numpy has, as a tensor of a type that can hold them."""
+    import torch
+
+    untyped: Any = torch
+    wide = array.astype(np.float32) if dtype == "bfloat16" else array
+    return untyped.from_numpy(np.array(wide, order="C")).to(getattr(untyped, dtype))
+
+
+def stored(name: str, exact: Array, dtype: str) -> Any:
+    """A proved tensor rounded once to the type that it gets, and held against what was proved."""
+    if dtype not in FLOATS:
+        return tensor_of(exact, dtype)
+    made = tensor_of(round_to(exact, dtype), dtype)
+    wrong = prove_rounded(exact, array_of(made), dtype, at=name)
+    if wrong is not None:
+        raise VerificationError(f"{wrong}; nothing was made, please report this model")
+    return made
+
+
+RANDOM = frozenset({"bernoulli", "rand", "randn", "randint", "randperm", "normal", "uniform", "multinomial", "dropout"})
+"""Operators that give something else every time; all others give the same of the same constants."""
+
+
+def computed(node: FxNode, inputs: Sequence[Constant]) -> Constant | None:
+    """What a node makes of constants alone, known by running it; None where it is not one tensor of known extents."""
+    found = fake(node)
+    if not is_aten(node) or op_of(node) in RANDOM or not is_tensor(found) or not inputs:
+        return None
+    shape, dtype = tuple(found.shape), dtype_of(node)
+    if not all(type(extent) is int for extent in shape) or dtype not in FLOATS | INTEGERS:
+        return None
+    by_node = dict(zip(node.all_input_nodes, inputs, strict=True))
+    try:
+        made = derived(inputs, node.name, shape, lambda: _run(node, by_node), dtype)
+    except ValueError:  # more work than a constant may be
+        return None
+    names = dict.fromkeys(name for constant in inputs for name in constant.stored)
+    return Constant(made.name, shape, dtype, made.load, tuple(names))
+
+
+def _run(node: FxNode, constants: dict[FxNode, Constant]) -> Array:
+    """In the stored types, as the program does; in float64 where a constant is more exact than its type."""
+    import torch
+    from torch.fx.node import map_arg
+
+    arrays = {n: constant.load() for n, constant in constants.items()}
+    exact = any(arrays[n].dtype == np.float64 and constant.dtype != "float64" for n, constant in constants.items())
+
+    def given(n: Any) -> Any:
+        constant = constants[n]
+        return tensor_of(arrays[n], "float64" if exact and constant.dtype in FLOATS else constant.dtype)
+
+    map_: Any = map_arg
+    with torch.no_grad():
+        return array_of(node.target(*map_(node.args, given), **map_(node.kwargs, given)))
+
+
+def nodes_in(found: Any) -> list[FxNode]:
+    """The nodes among arguments, in order, as often as they stand there."""
+    if is_node(found):
+        return [found]
+    if isinstance(found, dict):
+        return nodes_in([*cast("dict[str, Any]", found).values()])
+    return [n for item in items(found) for n in nodes_in(item)] if isinstance(found, list | tuple) else []
