@@ -132,6 +132,14 @@ def _squeeze(call: Call) -> Reading | None:
     return onnx("Squeeze", x, call.listed("axes", dropped)) if dropped else onnx("Identity", x)
 
 
+def _size(call: Call) -> Reading | None:
+    """One extent, which any value of the same could give."""
+    x, axis = call.value("self"), call.args.get("dim")
+    if x is None or x.shape is None or not isinstance(axis, int):
+        return None
+    return onnx("Shape", x, start=axis % len(x.shape), end=axis % len(x.shape) + 1)
+
+
 MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
@@ -169,6 +177,7 @@ RULES: Mapping[str, Callable[[Call], Reading | None]] = {
     "t": _transpose,
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
+    "sym_size": _size,
     "pad": _pad,
     "constant_pad_nd": _pad,
 }

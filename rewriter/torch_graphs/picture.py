@@ -173,4 +173,4 @@ class _Builder:
 def _own_name(node: FxNode) -> str:
     """The name of an operator that the vocabulary has no word for."""
     schema = schema_of(node)
-    return op_of(node) if schema is None else f"{schema.name.partition('::')[0]}.{op_of(node)}".lower()
+    return f"{'python' if schema is None else schema.name.partition('::')[0]}.{op_of(node)}".lower()
