@@ -5,29 +5,57 @@ The judge is torch: what the exported and rewritten model gives is held against 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from onnx import ModelProto
 
-from fixtures.families import FAMILIES, counted
-from fixtures.families.exports import FORMS, Form, exported, sample
+from fixtures.families import FAMILIES, FORMS, Form, counted
+from fixtures.families.exports import exported, sample
 from fixtures.judge import op_histogram
 from rewriter import api
 from rewriter.checking.record import Verdict
 from tests.end_to_end.judging import relative, run
 
 LIMIT = 2e-6  # of the largest value: rounding on these small nets; a branch or a border that is wrong gives 1e-2
-PLAIN_FOLDS = frozenset({"repcpe"})
+PLAIN_FOLDS = frozenset(
+    {"repcpe", "sesr", "span", "expandnets", "implicit", "conv-transpose", "averaged-heads", "averaged-norm-heads"}
+    | {"repbn", "lora", "orepa", "repadapter", "dbb-depthwise"}
+)
 """What folds in unoptimised exports too: the biases of the others are computed in the graph, of a size it looks up."""
+
+WHOLE = ("legacy-bn", "dynamo-plain")  # the others may have evaluated what is constant, and norms with it
+
+RING = "padding with what the map gives of nothing is written by ScatterND"
+COMPUTED = "the kernel is computed in the graph"
+FALLS_SHORT: Mapping[str, tuple[str, frozenset[Form]]] = {
+    **dict.fromkeys(("dbb", "ecb", "edbb", "plainusr"), (RING, frozenset(FORMS))),
+    **dict.fromkeys(
+        ("do-conv", "spectral-norm", "weight-standardised", "gated"), (COMPUTED, frozenset({"legacy", "legacy-bn"}))
+    ),
+    "weight-norm": (COMPUTED, frozenset({"legacy-bn"})),
+    "orepa": (COMPUTED, frozenset({"dynamo-plain"})),
+    "span": ("the pads are computed in the graph", frozenset({"legacy", "legacy-bn"})),
+    "levit": ("the shape of a view is read of the value that it views", frozenset({"legacy", "legacy-bn"})),
+    "repadapter": ("pointwise convolutions between transpositions are no product yet", frozenset(FORMS)),
+    "repmlp": ("a convolution is no layer over all places of its map yet", frozenset(FORMS)),
+}
 
 
 def _case(name: str, form: Form) -> Any:
-    marks: list[Any] = [] if form == "legacy-bn" else [pytest.mark.slow]
-    if form == "dynamo-plain" and name not in PLAIN_FOLDS:
+    quick = "legacy-bn" if "legacy-bn" in FAMILIES[name].forms else "dynamo-plain"
+    marks: list[Any] = [] if form == quick else [pytest.mark.slow]
+    reason, short = FALLS_SHORT.get(name, ("", frozenset[Form]()))
+    if form in short:
+        marks.append(pytest.mark.xfail(reason=reason, strict=True))
+    elif form == "dynamo-plain" and name not in PLAIN_FOLDS:
         marks.append(pytest.mark.xfail(reason="a bias by Shape, Expand and CastLike is no constant yet", strict=True))
     return pytest.param(name, form, id=f"{name}-{form}", marks=marks)
+
+
+CASES = [_case(name, form) for name, family in FAMILIES.items() for form in family.forms]
 
 
 def assert_computes(name: str, model: ModelProto) -> None:
@@ -37,10 +65,11 @@ def assert_computes(name: str, model: ModelProto) -> None:
     assert relative(run(model, {"x": x.numpy()})["y"], wanted) <= LIMIT
 
 
-@pytest.mark.parametrize(("name", "form"), [_case(name, form) for name in FAMILIES for form in FORMS])
+@pytest.mark.parametrize(("name", "form"), CASES)
 def test_collapse_alone_reaches_what_the_definition_says(name: str, form: Form) -> None:
     before = exported(name, form)
-    assert counted(op_histogram(before)) != FAMILIES[name].expected
+    if form in WHOLE:
+        assert counted(op_histogram(before)) != FAMILIES[name].expected
     result = api.apply(before, ["collapse"])
     assert counted(op_histogram(result.model)) == FAMILIES[name].expected
     assert result.report.verification.verdict is Verdict.OK
