@@ -196,7 +196,7 @@ def as_float32(net: Net) -> Net:
     graphs = [model.graph]
     while graphs:
         graph = graphs.pop()
-        for value in (*graph.input, *graph.output):
+        for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type in _UPCAST:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
         for node in graph.node:

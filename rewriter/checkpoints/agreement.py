@@ -12,7 +12,12 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_model
 
+from rewriter.checking.engines import CannotLoad, CannotRun, OnnxRuntime, can_upcast
+from rewriter.checking.net import Net, input_names
+from rewriter.checking.wire import dtype_of
 from rewriter.checkpoints.tracing import Prepared
 from rewriter.graph.files import LoadedModel
 
@@ -36,31 +41,41 @@ def compare(prepared: Prepared, loaded: LoadedModel) -> Agreement:
     if not prepared.outputs:
         return Agreement(False, None, "the program has no example inputs to run it on")
     outputs = [_array(value) for value in prepared.outputs]
-    dtype = str(prepared.inputs[0].dtype).removeprefix("torch.") if prepared.inputs else "float32"
     try:
-        found = _run(prepared, loaded)
-    except Exception as problem:  # an engine's errors are of many types; each means that nothing was compared
-        said = " ".join(str(problem).split())[:300]
-        return Agreement(False, None, f"the exported model cannot be run: {said}")
+        found, run_as = _run(prepared, loaded)
+    except (CannotLoad, CannotRun, MemoryError) as problem:
+        return Agreement(False, None, f"the exported model cannot be run: {' '.join(str(problem).split())[:300]}")
     if len(found) != len(outputs) or any(a.shape != b.shape for a, b in zip(found, outputs, strict=True)):
         return Agreement(False, math.inf, "the exported model gives outputs of other numbers or sizes than torch")
     error = max((_relative(a, b) for a, b in zip(found, outputs, strict=True)), default=0.0)
-    limit = LIMITS.get(dtype, LIMITS["float32"])
+    types = [str(tensor.dtype).removeprefix("torch.") for tensor in prepared.inputs]
+    limit = max(LIMITS.get(dtype, LIMITS["float32"]) for dtype in (*types, *run_as) or ("float32",))
     words = f"largest difference from torch {error:.1e} of the largest value, {limit:.0e} allowed"
-    return Agreement(error <= limit, error, words)
+    return Agreement(error <= limit, error, words + "".join(f" (run as {dtype})" for dtype in run_as))
 
 
-def _run(prepared: Prepared, loaded: LoadedModel) -> list[Any]:
-    import onnxruntime
+def _run(prepared: Prepared, loaded: LoadedModel) -> tuple[list[Any], tuple[str, ...]]:
+    """The outputs in order, and the type that the engine ran instead of one that it lacks."""
+    model = ModelProto()
+    model.CopyFrom(loaded.proto)
+    load_external_data_for_model(model, str(loaded.folder or ""))
+    net = Net(model, {})
+    names = input_names(net.graph)
+    feeds = {name: _elements(tensor) for name, tensor in zip(names, prepared.inputs, strict=True)}
+    try:
+        made = OnnxRuntime().open(net).run(feeds)
+    except CannotLoad as problem:
+        if not (problem.lacking and can_upcast(net)):
+            raise
+        return [*OnnxRuntime(upcast=True).open(net).run(feeds).values()], ("float32",)
+    return [*made.values()], ()
 
-    runtime: Any = onnxruntime
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = runtime.InferenceSession(str(loaded.path), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    feeds = {name: tensor.numpy() for name, tensor in zip(names, prepared.inputs, strict=True)}
-    return session.run(None, feeds)
+
+def _elements(tensor: Any) -> Any:
+    """As numpy has them, which knows bfloat16 only by name."""
+    if str(tensor.dtype) == "torch.bfloat16":
+        return tensor.float().numpy().astype(dtype_of(TensorProto.BFLOAT16))
+    return tensor.numpy()
 
 
 def _array(value: Any) -> Any:

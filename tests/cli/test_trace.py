@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto
 from safetensors.torch import load_file
 from torch import nn
 
@@ -100,6 +101,18 @@ def test_a_checkpoint_becomes_onnx(exporter: str, checkpoint: Path, model: nn.Mo
     assert agrees(Path("net.onnx"), model) and not (folder / "ran").exists()
     whole = Path("net.onnx").read_bytes()
     assert b"/home/me" not in whole and b"2024" not in whole
+
+
+@pytest.mark.parametrize(("dtype", "exporter"), [("bfloat16", "legacy"), ("float64", "legacy"), ("float64", "dynamo")])
+def test_types_that_the_engine_lacks_are_run_as_float32(
+    dtype: str, exporter: str, checkpoint: Path, folder: Path, run: Run
+) -> None:
+    words = ["--model", "their_model:build", *INPUT, "--dtype", dtype, "--exporter", exporter, "-o", "net.onnx"]
+    ran = run("trace", checkpoint, *words)
+    assert ran.code == 0, ran.err
+    assert "(run as float32)" in ran.err
+    stored = {TensorProto.DataType.Name(tensor.data_type).lower() for tensor in onnx.load("net.onnx").graph.initializer}
+    assert stored == {"double" if dtype == "float64" else dtype}
 
 
 def test_apply_does_both(checkpoint: Path, model: nn.Module, folder: Path, run: Run) -> None:
@@ -207,7 +220,7 @@ def test_an_export_that_computes_something_else_is_not_written(
 ) -> None:
     from rewriter.checkpoints import agreement
 
-    monkeypatch.setattr(agreement, "_run", lambda prepared, loaded: [np.ones((1, 4, 8, 8))])
+    monkeypatch.setattr(agreement, "_run", lambda prepared, loaded: ([np.ones((1, 4, 8, 8))], ()))
     for command in ("trace", "apply"):
         ran = run(command, checkpoint, "--model", "their_model:build", *INPUT, *LEGACY, "-o", "net.onnx")
         assert ran.code == 5 and "largest difference" in ran.err and not (folder / "net.onnx").exists()
