@@ -31,11 +31,17 @@ class CannotRun(Exception):
     """A node that cannot be evaluated on what it is given; becomes a Refusal."""
 
 
+ROUNDING = 8
+"""Units in the last place, of the largest of them, by which constants that are written around an image may be off:
+they stand for what a layer gives there, and exporters compute the two in different orders."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One way of running a region: as it is, or in absolute values."""
+    """One way of running a region: as it is, or in absolute values, and then with what is written `rounded` upwards."""
 
     absolute: bool
+    rounded: bool = False
 
     @property
     def minus(self) -> int:
@@ -44,6 +50,13 @@ class Run:
     def constant(self, node: Node, role: str) -> Array:
         values = node.consts[role].floats()
         return np.abs(values) if self.absolute else values
+
+    def written(self, node: Node, role: str) -> Array:
+        values = self.constant(node, role)
+        if not self.rounded or not values.size:
+            return values
+        unit = np.finfo(np.float64 if node.consts[role].dtype == "float64" else np.float32).eps
+        return values + ROUNDING * unit * values.max()
 
     def channels(self, node: Node, role: str, x: Array) -> Array:
         return self.constant(node, role).reshape(-1, *(1,) * (x.ndim - 2))
@@ -242,6 +255,15 @@ def _run_gather(node: Node, data: list[Array], run: Run) -> Array:
     return np.take(data[0], node.consts["indices"].load(), axis=node.attrs["axis"])
 
 
+def _run_scatter_nd(node: Node, data: list[Array], run: Run) -> Array:
+    """Every index leads to a part of the value, which is replaced."""
+    if len(data) != 1 or not {"indices", "updates"} <= node.consts.keys() or node.attrs["reduction"] != "none":
+        raise CannotRun(f"{node.name} writes in a way that is not evaluated")
+    found = data[0].copy()
+    found[tuple(np.moveaxis(node.consts["indices"].load(), -1, 0))] = run.written(node, "updates")
+    return found
+
+
 def _run_reshape(node: Node, data: list[Array], run: Run) -> Array:
     (x,) = data
     shape = node.attrs.get("shape")
@@ -290,6 +312,7 @@ OPS: Mapping[str, Callable[[Node, list[Array], Run], Array | list[Array]]] = {
     "split": _run_split,
     "concat": _run_concat,
     "gather": _run_gather,
+    "scatter_nd": _run_scatter_nd,
     "reshape": _run_reshape,
     "flatten": _run_flatten,
     "transpose": _run_transpose,

@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rewriter.algebra import layout, operators
+from rewriter.algebra import layout, operators, placement
 from rewriter.algebra.affine import Affine
 from rewriter.algebra.constants import FLOATS, name_of, tensor
-from rewriter.algebra.terms import Parts, Space, Term, aside
+from rewriter.algebra.terms import Aside, Parts, Space, Term, aside
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Dim, Node
 from rewriter.matching.region import Region
@@ -72,9 +72,13 @@ def _shown(name: str, term: Found, space: Space) -> Affine | Refusal | None:
     if isinstance(term, Parts):
         first = term.terms[0].map
         return None if first is None else aside(name, first, None)
-    if term.map is None or term.layout == space.layout:
-        return term.map
-    return aside(name, term.map, None if term.open else term.views)
+    settled = term.settled(space)
+    if isinstance(settled, Refusal):
+        assert term.map is not None
+        return Aside(settled.code, settled.node, settled.detail, term.map, None)
+    if settled.map is None or settled.layout == space.layout:
+        return settled.map
+    return aside(name, settled.map, None if settled.open else settled.views)
 
 
 def _all(region: Region, refusal: Refusal) -> Mapping[str, Affine | Refusal]:
@@ -218,7 +222,7 @@ def _readers(region: Region, like: frozenset[str]) -> Iterator[Node]:
 
 def _apply(node: Node, terms: Mapping[str, Found], space: Space) -> Sequence[Found]:
     """What a node makes of the terms that it reads, by output."""
-    found = _read(node, terms)
+    found = _read(node, terms, space)
     if isinstance(found, Refusal):
         return [found] * len(node.outputs)
     if node.op in SPLITS and len(found) == 1 and found[0].map is not None and not found[0].open:
@@ -230,7 +234,7 @@ def _apply(node: Node, terms: Mapping[str, Found], space: Space) -> Sequence[Fou
     return [made, *[Refusal(Reason.OP, name_of(node), f"{node.op} has several results")] * (len(node.outputs) - 1)]
 
 
-def _read(node: Node, terms: Mapping[str, Found]) -> list[Term] | Refusal:
+def _read(node: Node, terms: Mapping[str, Found], space: Space) -> list[Term] | Refusal:
     read: list[Term] = []
     for value in node.data:
         term = terms.get(value.name)
@@ -239,6 +243,8 @@ def _read(node: Node, terms: Mapping[str, Found]) -> list[Term] | Refusal:
             return Refusal(Reason.ENTRY, name_of(node), detail)
         if isinstance(term, Parts):
             term = _one_of(node, term)
+        if isinstance(term, Term) and node.op not in placement.KEEPS:
+            term = term.settled(space)
         if isinstance(term, Refusal):
             return term
         read.append(term)

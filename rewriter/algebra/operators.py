@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rewriter.algebra import layout
+from rewriter.algebra import layout, placement
 from rewriter.algebra.affine import Affine, Size, Spread
 from rewriter.algebra.constants import name_of, normalisation, per_channel, tensor, vector
+from rewriter.algebra.placement import Placement
 from rewriter.algebra.rows import Indices
 from rewriter.algebra.terms import Space, Term
 from rewriter.errors import Reason, Refusal
@@ -159,8 +160,12 @@ def _pad(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
         return Refusal(Reason.SHAPE, name, f"pads {len(pads)} axes of a value with {len(term.layout)}")
     if any(pad for ends in pads[:2] for pad in ends):
         return Refusal(Reason.OP, name, "pads images or channels, not borders")
+    if term.layout != space.layout or not space.windows:
+        return Refusal(Reason.SHAPE, name, "pads a value whose axes lie otherwise")
     fill = float(node.attrs["value"])
-    return _windowed(node, term, space, lambda: inner.padded(pads[2:], fill, at=name, size=space.size))
+    if any(pad < 0 for ends in pads for pad in ends):
+        return _of(term, inner.padded(pads[2:], fill, at=name, size=space.size))
+    return replace(_fixed(term), placement=Placement(name, pads[2:], fill))
 
 
 # --- channels and places ---------------------------------------------------------------------------------------------
@@ -316,5 +321,6 @@ RULES: Mapping[str, Rule] = {
     "pad": _pad,
     "slice": _slice,
     "gather": _gather,
+    "scatter_nd": placement.write,
 } | dict.fromkeys(VIEWS, _view)
 """How an operator with one operand continues an affine map."""

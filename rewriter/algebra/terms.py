@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from rewriter.algebra.affine import Affine, Size
 from rewriter.algebra.layout import CHANNELS, Layout, of_entry, place_of
+from rewriter.algebra.placement import Placement
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Dim, Node, Value
 
@@ -52,16 +53,28 @@ class Term:
     """A value inside: a map of the entry (None for zero), its axes, and whether leftovers were added to it.
 
     It is what `views` make, one after another, of the map's own result; None where a later step could not do without
-    them being where they are, as one that gives other channels.
+    them being where they are, as one that gives other channels. With a `placement` the map is that of a core inside it.
     """
 
     map: Affine | None
     layout: Layout
     open: bool = False
     views: Views = ()
+    placement: Placement | None = None
 
     def of(self, affine: Affine) -> Term:
         return replace(self, map=affine)
+
+    def settled(self, space: Space) -> Term | Refusal:
+        """What was under construction as a map, views before it left where they are."""
+        if self.placement is None or self.map is None:
+            return self
+        found = self.placement.shown(self.map, space.size)
+        return (
+            found
+            if isinstance(found, Refusal)
+            else Term(found, self.layout, self.open, None if self.views else self.views)
+        )
 
     @property
     def channels(self) -> int | None:
@@ -80,7 +93,8 @@ class Parts:
 class Aside(Refusal):
     """A value that is an affine map of the entry with its axes elsewhere, as far as `views` put them there.
 
-    A fold that ends there writes the map and keeps the views; where it has none to keep, it can only go through.
+    A fold that ends there writes the map and keeps the views; where it has none to keep, it can only go through, as it
+    can through a value that is no map, but the `map` of a core with something else around it.
     """
 
     map: Affine

@@ -116,6 +116,11 @@ def evaluate(node: Node, data: list[Array]) -> Any:
             return np.concatenate(data, attrs["axis"])
         case "gather":
             return x.take(node.consts["indices"].load(), attrs["axis"])
+        case "scatter_nd":
+            y, indices = x.copy(), node.consts["indices"].load()
+            for at in np.ndindex(*indices.shape[:-1]):
+                y[tuple(indices[at])] = consts["updates"][at]
+            return y
         case "reshape":
             return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(attrs["shape"])])
         case "flatten":

@@ -1,0 +1,190 @@
+"""Values under construction: a map on a core box, room around it, and constants that were written into that room.
+
+The one idea: exporters write a padding that no attribute of a Pad can say (the bias of the layer before, per channel)
+as a Pad and some ScatterND. Every write fills one box, so the room falls into a few boxes that hold one constant per
+channel each; where all of them hold what the map gives outside its image, the whole is that map, shown further.
+Invariant: nothing is taken on trust: a write is one full box over all images and channels, apart from the core, with
+one value per channel, and every place of the room is compared with the bias. What is compared are boxes, so the extent
+of the image does not matter. The proof of a region writes the elements one by one instead, and knows nothing of boxes.
+
+Such rings are those of DBB (Ding et al., arXiv:2103.13425) and of ECBSR (Zhang et al., ACM MM 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from rewriter.algebra.affine import Affine, Pads, Size
+from rewriter.algebra.constants import name_of, tensor
+from rewriter.algebra.layout import CHANNELS, Axis, Layout
+from rewriter.algebra.rows import Array, Indices
+from rewriter.errors import Reason, Refusal
+from rewriter.graph.view import Dim, Node
+
+if TYPE_CHECKING:
+    from rewriter.algebra.terms import Space, Term
+
+KEEPS = frozenset({"identity", "transpose", "scatter_nd"})
+"""Operators under which a value stays under construction; whatever else reads it has to know what it is."""
+
+ROUNDING = 8
+"""How many units in the last place, of the largest value of a write, a value may be off. Exporters compute the bias of
+a folded norm and the values of the ring in different orders; of 512 channels the worst is off by one unit."""
+
+MOST_WRITES = 32
+
+Box: TypeAlias = "tuple[tuple[int, int], ...]"
+"""The begin and end of a write on each spatial axis."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    at: str
+    box: Box
+    values: Array
+    """One per channel."""
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """What lies around a core: `fill`, and over it what was written. `at` is the node that made room."""
+
+    at: str
+    pads: Pads
+    fill: float
+    writes: tuple[Write, ...] = ()
+
+    def extent(self, core: Size) -> Size:
+        return tuple([None if n is None else n + sum(ends) for n, ends in zip(core, self.pads, strict=True)])
+
+    def shown(self, inner: Affine, size: Size) -> Affine | Refusal:
+        """Core and surroundings as one map, `size` being the extents of the entry; or why they are none."""
+        if not self.writes:
+            return inner.padded(self.pads, self.fill, at=self.at, size=size)
+        core = inner.extent(size)
+        for write in _last(self, [n for n in core if n is not None]):
+            if wrong := _differs(write, inner.bias):
+                return Refusal(Reason.EXACT, write.at, wrong)
+        return inner.padded(self.pads, inner.bias, at=self.at, size=size)
+
+
+def _last(placement: Placement, core: Sequence[int]) -> list[Write]:
+    """The writes of which something is left to be seen, with the fill as one that covers everything.
+
+    Along each axis boxes begin and end at few places, so the pieces between those tell everything.
+    """
+    inside = [(begin, begin + n) for n, (begin, _) in zip(core, placement.pads, strict=True)]
+    whole = tuple([(0, n + sum(ends)) for n, ends in zip(core, placement.pads, strict=True)])
+    fill = Write(placement.at, whole, np.asarray(placement.fill), 0.0)
+    writes = [fill, *placement.writes]
+    boxes = [*[write.box for write in writes], inside]
+    marks = [np.unique([place for box in boxes for place in box[axis]]) for axis in range(len(core))]
+    seen = np.zeros([len(axis) - 1 for axis in marks], dtype=np.intp)
+    for number, box in [*enumerate(boxes[:-1]), (-1, inside)]:
+        seen[tuple([slice(*np.searchsorted(axis, ends)) for axis, ends in zip(marks, box, strict=True)])] = number
+    return [writes[number] for number in np.unique(seen).tolist() if number >= 0]
+
+
+def _differs(write: Write, bias: Array) -> str | None:
+    """Where what stands in a box is not what the map gives outside its image."""
+    off = np.abs(write.values - bias)
+    if (off <= write.tolerance).all():
+        return None
+    channel = int(off.argmax())
+    found = float(np.broadcast_to(write.values, bias.shape)[channel])
+    return f"writes {found:.9g} around the image where the map before it gives {bias[channel]:.9g} (channel {channel})"
+
+
+# --- one write -------------------------------------------------------------------------------------------------------
+
+
+def write(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
+    """A ScatterND of constants: one more box."""
+    name, indices, updates = name_of(node), node.consts.get("indices"), tensor(node, "updates")
+    if isinstance(updates, Refusal):
+        return updates
+    if indices is None or not indices.shape or indices.dtype != "int64":
+        return Refusal(Reason.VALUE, name, "where it writes is no constant")
+    if node.attrs["reduction"] != "none":
+        return Refusal(Reason.OP, name, "adds to what is there and does not replace it")
+    placed = term.placement
+    if placed is None:
+        return Refusal(Reason.EXACT, name, "writes over the image, not around it")
+    if len(placed.writes) >= MOST_WRITES:
+        return Refusal(Reason.LIMIT, name, f"more than {MOST_WRITES} writes, one over another")
+    core = inner.extent(space.size)
+    extents = _extents(term.layout, inner.outputs, space.dims[0], placed.extent(core))
+    if extents is None:
+        return Refusal(Reason.DYNAMIC, name, "where it writes depends on a size that is not known")
+    patch = _patch(name, indices.load(), updates, extents)
+    strip = patch if isinstance(patch, Refusal) else _strip(name, patch, term.layout, extents)
+    if isinstance(strip, Refusal):
+        return strip
+    box, values = strip
+    axes = zip(box, placed.pads, core, strict=True)
+    if all(begin < before + (n or 0) and before < end for (begin, end), (before, _), n in axes):
+        return Refusal(Reason.EXACT, name, "writes over the image, not around it")
+    unit = np.finfo(np.float64 if node.consts["updates"].dtype == "float64" else np.float32).eps
+    made = Write(name, box, values, ROUNDING * float(unit) * float(np.abs(values).max()))
+    return replace(term, placement=replace(placed, writes=(*placed.writes, made)))
+
+
+def _extents(layout: Layout, channels: int, images: Dim, spatial: Size) -> list[int] | None:
+    """Of the axes of a value under construction, where all are known and none are joined."""
+    known: dict[Axis, Dim] = {(): 1, (CHANNELS,): channels, (0,): images}
+    known |= {(2 + axis,): n for axis, n in enumerate(spatial)}
+    found = [extent for axis in layout if isinstance(extent := known.get(axis), int)]
+    return found if len(found) == len(layout) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Patch:
+    """What one write covers: the begin and end on every axis of the value, and the elements in their places."""
+
+    ranges: Sequence[tuple[int, int]]
+    elements: Array
+
+
+def _patch(name: str, indices: Indices, updates: Array, extents: Sequence[int]) -> _Patch | Refusal:
+    """ScatterND by its definition: `indices[..., :]` leads to a part of the value, which `updates[...]` replaces.
+
+    Later ones would win over earlier ones in some order; so none may be named twice, and all have to fill a box.
+    """
+    depth = indices.shape[-1]
+    if not 1 <= depth <= len(extents) or updates.shape != (*indices.shape[:-1], *extents[depth:]) or not updates.size:
+        found = f"indices {list(indices.shape)} and updates {list(updates.shape)} for a value of {list(extents)}"
+        return Refusal(Reason.SHAPE, name, f"what it writes does not fit: {found}")
+    sizes = np.asarray(extents[:depth])
+    places = indices.reshape(-1, depth)
+    if (places < -sizes).any() or (places >= sizes).any():
+        return Refusal(Reason.VALUE, name, "an index is out of range")
+    places = places % sizes
+    first = places.min(axis=0)
+    shape = tuple((places.max(axis=0) + 1 - first).tolist())
+    order: Indices = np.asarray(np.ravel_multi_index(tuple((places - first).T), shape))
+    if prod(shape) != len(order) or (np.bincount(order) != 1).any():
+        return Refusal(Reason.EXACT, name, "the places that it writes to are no box, or some are written twice")
+    elements = np.empty((len(order), *updates.shape[indices.ndim - 1 :]))
+    elements[order] = updates.reshape(elements.shape)
+    begins = first.tolist()
+    ranges = [*zip(begins, [b + n for b, n in zip(begins, shape, strict=True)], strict=True)]
+    return _Patch([*ranges, *[(0, n) for n in extents[depth:]]], elements.reshape(*shape, *extents[depth:]))
+
+
+def _strip(name: str, patch: _Patch, layout: Layout, extents: Sequence[int]) -> tuple[Box, Array] | Refusal:
+    """Its box on the spatial axes and its values per channel, where it is full on all others and knows no other."""
+    spatial = [layout.index((2 + axis,)) for axis in range(len(layout) - 2)]
+    full = zip(patch.ranges, extents, strict=True)
+    if any(run != (0, n) and axis not in spatial for axis, (run, n) in enumerate(full)):
+        return Refusal(Reason.OP, name, "writes to some of the images or channels")
+    channels = layout.index((CHANNELS,))
+    columns = np.moveaxis(patch.elements, channels, 0).reshape(extents[channels], -1)
+    if (columns != columns[:, :1]).any():
+        return Refusal(Reason.EXACT, name, "writes values that are not one per channel")
+    return tuple([patch.ranges[axis] for axis in spatial]), columns[:, 0]
