@@ -70,6 +70,36 @@ class Conv(OpRun):
         return (y.numpy(),)
 
 
+class AveragePool(OpRun):
+    """Mean over windows by torch, without ceil_mode: onnx's own counts the windows of some pads wrongly."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        count_include_pad: int | None = None,
+        dilations: list[int] | None = None,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[Array]:
+        assert kernel_shape and auto_pad in (None, "NOTSET") and not ceil_mode and set(dilations or [1]) == {1}
+        axes = len(kernel_shape)
+        ends = list(pads or [0] * 2 * axes)
+        ring = [(0, 0), (0, 0), *zip(ends[:axes], ends[axes:], strict=True)]
+        pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[
+            axes - 1
+        ]
+
+        def means(values: Array) -> Array:
+            return pool(torch.tensor(np.pad(values, ring)), kernel_shape, list(strides or [1] * axes)).numpy()
+
+        return (means(x) if count_include_pad else means(x) / means(np.ones_like(x)),)
+
+
 def _pads(
     mode: str, pads: list[int], sizes: tuple[int, ...], window: list[int], strides: list[int]
 ) -> tuple[list[int], list[int]]:
@@ -85,7 +115,7 @@ def _pads(
 
 def run_double(model: ModelProto, feeds: Feeds) -> dict[str, Array]:
     """Every output of a model whose floats are float64 already (see `doubled`)."""
-    evaluator = ReferenceEvaluator(model, new_ops=[Conv])
+    evaluator = ReferenceEvaluator(model, new_ops=[Conv, AveragePool])
     outputs = evaluator.run(None, dict(feeds))
     return dict(zip((output.name for output in model.graph.output), outputs, strict=True))
 

@@ -1,66 +1,96 @@
 """timm's re-parameterizable models, from the ONNX alone, against timm's own conversion: a judge none of us wrote.
 
-Norms get random statistics, scales and shifts, so that a fold that drops one cannot pass. timm's own module count of
-convolutions and norms is the bound; the outputs are held against the original's on a runtime with optimisation off.
+timm's count of convolutions and norms is the bound, in every form that torch's exporters write. The outputs are held
+against the model in float64 by torch: the error may be no more than the original's own, as the algebra bounds a fold's.
 """
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
+import numpy as np
 import onnx
 import pytest
-import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fixtures.judge import op_histogram
 from rewriter import api
-from tests.end_to_end.judging import relative, run
+from tests.end_to_end.judging import run
 
-timm = pytest.importorskip("timm", reason="needs the zoo extra")
+pytest.importorskip("timm", reason="needs the zoo extra")
 
-LIMIT = 1e-5  # of the largest value, float32 through the whole net; folds dropped or doubled are off by 1e-2 and more
-QUICK = ("repvgg_a0", "mobileone_s0")
+from fixtures.zoo import FORMS, Form, exported, facts
+
+RMS, LARGEST = 2.0, 4.0  # times the error that the original has itself in float32
+
+QUICK: tuple[tuple[str, Form], ...] = (
+    ("repvgg_a0", "legacy-bn"),
+    ("repvgg_a0", "dynamo"),
+    ("mobileone_s0", "legacy"),
+    ("repghostnet_050", "legacy-bn"),
+    ("repvit_m0_9", "legacy-bn"),
+    ("fastvit_t8", "legacy"),
+    ("lcnetv2_small", "legacy-bn"),
+    ("shvit_s1", "legacy"),
+)
+MODELS = (
+    "repvgg_a0",
+    "repvgg_b1g4",
+    "repvgg_d2se",
+    "mobileone_s0",
+    "mobileone_s4",
+    "repvit_m0_9",
+    "repvit_m1",
+    "fastvit_t8",
+    "fastvit_sa12",
+    "fastvit_mci0",
+    "repghostnet_050",
+    "ghostnetv3_050",
+    "lcnetv2_small",
+    "levit_128s",
+    "levit_conv_128s",
+    "tiny_vit_5m_224",
+    "shvit_s1",
+    "efficientvit_m0",
+    "efficientvim_m1",
+    "iformer_t",
+    "nextvit_small",
+)
+GAPS: dict[tuple[str, Form], str] = {
+    ("levit_128s", "legacy"): "the shape of a Reshape comes from a Shape node",
+    ("levit_128s", "legacy-bn"): "the shape of a Reshape comes from a Shape node",
+}
+COMPUTED = "biases of the exporter's unoptimised graph are computed in the graph"
 
 
-def randomised(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = timm.create_model(name).eval()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.1)
-    return model
+def cases() -> list[object]:
+    """Every model in every form: the quick ones first, the others marked slow, known gaps marked to fail."""
+    made: list[object] = []
+    for name in MODELS:
+        for form in FORMS:
+            reason = GAPS.get((name, form)) or (COMPUTED if form == "dynamo-raw" else "")
+            marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+            slow = [] if (name, form) in QUICK else [pytest.mark.slow]
+            made.append(pytest.param(name, form, marks=[*marks, *slow], id=f"{name}-{form}"))
+    return made
 
 
-def exported(model: nn.Module, image: torch.Tensor, *, keep_norms: bool) -> ModelProto:
-    buffer = io.BytesIO()
-    mode = torch.onnx.TrainingMode
-    options: dict[str, Any] = {"training": mode.PRESERVE if keep_norms else mode.EVAL}
-    torch.onnx.export(
-        model, (image,), buffer, dynamo=False, opset_version=17, do_constant_folding=not keep_norms, **options
-    )
-    return onnx.load_from_string(buffer.getvalue())
-
-
-@pytest.mark.parametrize("form", ["legacy", "legacy-bn"])
-@pytest.mark.parametrize("name", QUICK)
-def test_no_more_convolutions_and_norms_than_timm_leaves(name: str, form: str) -> None:
-    from timm.utils.model import reparameterize_model
-
-    model, image = randomised(name), torch.randn(1, 3, 64, 64)
-    theirs = list(reparameterize_model(model).modules())
-    before = exported(model, image, keep_norms=form == "legacy-bn")
+@pytest.mark.parametrize(("name", "form"), cases())
+def test_no_more_convolutions_and_norms_than_timm_leaves(name: str, form: Form) -> None:
+    known, before = facts(name), onnx.load(str(exported(name, form)))
     after = api.apply(before, ["deploy"], verify=False).model
+    found, own = (error(outputs(model, known.images), known.exact) for model in (after, before))
+    assert np.sqrt((found**2).mean()) <= RMS * np.sqrt((own**2).mean())
+    assert found.max() <= LARGEST * own.max()
     counts = op_histogram(after)
-    assert counts.get("Conv", 0) <= sum(isinstance(module, nn.Conv2d) for module in theirs)
-    assert counts.get("BatchNormalization", 0) <= sum(isinstance(module, _BatchNorm) for module in theirs)
-    feeds = {before.graph.input[0].name: image.numpy()}
-    wanted = run(before, feeds)
-    assert all(relative(value, wanted[key]) <= LIMIT for key, value in run(after, feeds).items())
+    assert counts.get("Conv", 0) <= known.convolutions
+    assert counts.get("BatchNormalization", 0) <= known.norms
+
+
+def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the model gives for each image by itself."""
+    entry = model.graph.input[0].name
+    return np.concatenate([next(iter(run(model, {entry: image[None]}).values())) for image in images])
+
+
+def error(found: NDArray[np.float32], exact: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.abs(found.astype(np.float64) - exact)
