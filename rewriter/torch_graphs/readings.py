@@ -100,13 +100,11 @@ def _sum_of_two(op: str, left: str = "self", right: str = "other") -> Rule:
 
     def rule(call: Call) -> Reading | None:
         a, b, alpha = call.value(left), call.value(right), call.args.get("alpha", 1)
-        scaled = b if op == "Add" or right == "other" else a
-        if alpha != 1:
-            if scaled is None or scaled.constant is None or not isinstance(alpha, int | float):
-                return None
-            made = _times(scaled, alpha)
-            a, b = (a, made) if scaled is b else (made, b)
-        return onnx(op, a, b)
+        if alpha == 1:
+            return onnx(op, a, b)
+        if b is None or b.constant is None or not isinstance(alpha, int | float):
+            return None
+        return onnx(op, a, _times(b, alpha))
 
     return rule
 
