@@ -1,6 +1,6 @@
 """The public functions: apply, find, inspect, load, verify, on a path, a ModelProto or a gs.Graph.
 
-`apply` takes torch's ExportedProgram as well.
+`apply` takes torch's ExportedProgram as well, the path of a .pt2 file that holds one, and a module with example inputs.
 
 Invariant: the argument is never changed and the result is of the argument's kind (a path gives a ModelProto). Nothing
 is written before `Result.save`, and no verdict is better than what was compared.
@@ -8,12 +8,10 @@ is written before `Result.save`, and no verdict is better than what was compared
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,18 +34,17 @@ from rewriter.reporting.record import (
     Inspection,
     MatchRecord,
     OutputInfo,
-    PatternSource,
     RefusalRecord,
     Report,
     ScrubRecord,
     Totals,
 )
-from rewriter.rewriting import outlook, trial
-from rewriter.rewriting.engine import Outcome, Progress, rewrite
+from rewriter.rewriting import account, outlook, trial
+from rewriter.rewriting.account import versions
+from rewriter.rewriting.engine import Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.rewriting.provenance import composed
 from rewriter.torch_graphs import applying as torch_graphs
-from rewriter.version import __version__
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -77,7 +74,7 @@ class Result:
 
     model: Any
     report: Report
-    _proto: ModelProto | None = field(repr=False)  # None for a program of torch
+    _made: Any = field(repr=False)  # what is saved: a ModelProto, or a program of torch
     _source: LoadedModel | None = field(repr=False)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
@@ -89,14 +86,14 @@ class Result:
         LimitError (exit 6) where the disk is full.
         """
         target = Path(path)
-        if self._proto is None:
+        if not isinstance(self._made, ModelProto):
             from rewriter.checkpoints import program
 
-            program.save(self.model, target, force=force)
+            program.save(self._made, target, force=force)
             return target
         if self._source is not None and self._source.path is not None and not self.report.changed:
             return saving.save_unchanged(self._source, target, force=force)
-        return saving.save(self._proto, target, source=self._source, force=force)
+        return saving.save(self._made, target, source=self._source, force=force)
 
 
 def apply(
@@ -110,6 +107,8 @@ def apply(
     verify: bool = True,
     inputs: Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
     max_rounds: int = 100,
     progress: Progress | None = None,
 ) -> Result:
@@ -120,7 +119,10 @@ def apply(
     a text alone is a list of one. `rename` gives inputs and outputs other names, all at once, so that two may change
     places. `scrub` removes what exporters and training left and no runtime needs. `inputs` is an .npz with an array per
     input, `shapes` fixes input sizes (in elements, all axes) for the comparison; both speak of the inputs by their old
-    names. Verification that fails is in the report, not an exception: see `Result.report.verification`.
+    names. A module of torch is traced in evaluation form by calling it with `example_inputs` (a tensor, a sequence of
+    arguments or a dict of them), `dynamic_shapes` as torch.export has them; the result's model is a module again, which
+    shares the tensors that no rewrite touched. Verification that fails is
+    in the report, not an exception: see `Result.report.verification`.
 
     Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
     """
@@ -128,15 +130,18 @@ def apply(
     if max_rounds < 0:
         raise UsageError(f"--max-rounds: {max_rounds} is less than 0")
     loaded_patterns = prepare(patterns, set_, keep)
-    if torch_graphs.is_program(model):
+    if torch_graphs.is_program(model) or torch_graphs.is_module(model) or torch_graphs.is_archive(model):
         if rename or scrub or inputs or shapes:
             raise UsageError(
                 "rename, scrub, inputs and shapes are for ONNX models; a program of torch has none of them"
             )
+        program = torch_graphs.opened(model, example_inputs, dynamic_shapes)
         made = torch_graphs.apply(
-            model, loaded_patterns, keep_all=keep == ALL, compare=verify, max_rounds=max_rounds, progress=progress
+            program, loaded_patterns, keep_all=keep == ALL, compare=verify, max_rounds=max_rounds, progress=progress
         )
-        return _of_program(made, loaded_patterns, started)
+        return _of_program(made, model, loaded_patterns, started)
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise UsageError("example_inputs and dynamic_shapes are for modules of torch, which are traced with them")
     opened = _open(model)  # pyright: ignore[reportArgumentType]  # a program is no other kind of model
     draft = OnnxDraft(opened.proto, opened.folder)
     known = sizes.infer(draft.model, draft.nodes)
@@ -151,7 +156,7 @@ def apply(
     verification = NOT_ASKED
     if verify:
         verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
-    report = _report(opened.label, loaded_patterns, (before, after), outcome, verification)
+    report = account.report(opened.label, loaded_patterns, (before, after), outcome, verification)
     folds = composed(outcome.matches, draft.view().values) if outcome.matches else ()
     report = replace(report, renamed=renamed, dead_before=draft.dead_before, folds=folds)
     gone = tuple(ScrubRecord(r.kind, r.count, r.size, r.example) for r in scrubbed)
@@ -160,12 +165,13 @@ def apply(
     return Result(given, report, finished, opened.source)
 
 
-def _of_program(made: torch_graphs.Rewritten, patterns: Sequence[LoadedPattern], started: float) -> Result:
-    report = _report(
-        "ExportedProgram", patterns, (made.before, made.after), made.outcome, made.verification or NOT_ASKED
-    )
+def _of_program(made: torch_graphs.Rewritten, given: Any, patterns: Sequence[LoadedPattern], started: float) -> Result:
+    label = str(given) if torch_graphs.is_archive(given) else type(given).__name__
+    totals = made.before, made.after
+    report = account.report(label, patterns, totals, made.outcome, made.verification or NOT_ASKED)
     report = replace(report, folds=made.folds, dead_before=made.dead_before, versions=versions("torch"))
-    return Result(made.program, replace(report, seconds=time.monotonic() - started), None, None)
+    shown = made.program.module() if torch_graphs.is_module(given) else made.program
+    return Result(shown, replace(report, seconds=time.monotonic() - started), made.program, None)
 
 
 def find(
@@ -379,56 +385,3 @@ def _totals(draft: OnnxDraft, graph: Graph, shapes: measure.Shapes) -> Totals:
 def _output(info: ValueInfoProto) -> OutputInfo:
     dtype, shape = value_type(info)
     return OutputInfo(info.name, dtype or "unknown", shape)
-
-
-def _report(
-    label: str,
-    patterns: Sequence[LoadedPattern],
-    totals: tuple[Totals, Totals],
-    outcome: Outcome,
-    verification: Verification,
-) -> Report:
-    return Report(
-        model=label,
-        output=None,
-        before=totals[0],
-        after=totals[1],
-        patterns=tuple(PatternSource(p.name, p.source_path, p.sha256) for p in patterns),
-        parameters=tuple(_settings(patterns)),
-        decisions=outcome.decisions,
-        matches=outcome.matches,
-        refusals=outcome.refusals,
-        shadowed=outcome.shadowed,
-        covered=outcome.covered,
-        renamed=(),
-        dead_before=(),
-        rounds=outcome.rounds,
-        end=outcome.end,
-        verification=verification,
-        versions=versions(),
-        seconds=0.0,
-        sizes=outcome.sizes,
-    )
-
-
-def _settings(patterns: Sequence[LoadedPattern]) -> list[tuple[str, str]]:
-    """Every parameter that was set, as `pattern.param` and its value."""
-    found: list[tuple[str, str]] = []
-    for loaded in patterns:
-        for name, value in loaded.settings.items():
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            found.append((f"{loaded.name}.{name}", shown))
-        if not loaded.gated:
-            found.append((f"{loaded.name}.cost", "off"))
-    return found
-
-
-def versions(*engines: str) -> tuple[tuple[str, str], ...]:
-    """Of fxrewrite, Python and the libraries that made or checked the result, found without loading any."""
-    found = [("fxrewrite", __version__), ("python", platform.python_version())]
-    for package in ("onnx", "numpy", *(engines or ("onnxruntime",))):
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return tuple(found)

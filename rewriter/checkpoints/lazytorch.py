@@ -28,6 +28,18 @@ def require_torch(also: str = "torch") -> None:
 @contextmanager
 def quiet(what: str) -> Generator[None]:
     """Around calls of torch: no warnings, no log, and an InputError that begins with `what` for any failure."""
+    try:
+        with silenced():
+            yield
+    except (FxRewriteError, MemoryError, RecursionError):
+        raise
+    except Exception as problem:
+        raise _ours(what, problem) from problem
+
+
+@contextmanager
+def silenced() -> Generator[None]:
+    """Around calls of torch: no warnings and no log."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
@@ -36,10 +48,6 @@ def quiet(what: str) -> Generator[None]:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
             yield
-    except (FxRewriteError, MemoryError, RecursionError):
-        raise
-    except Exception as problem:
-        raise _ours(what, problem) from problem
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rewriter.checkpoints.requests import TraceRequest
     from rewriter.graph.files import LoadedModel
     from rewriter.reporting.record import Report
+    from rewriter.torch_graphs.applying import Program
 
 EPILOG = """\b
 Examples:
@@ -34,6 +35,8 @@ Examples:
   fxrewrite apply net.onnx --patterns repconv,./my.fxp --report diff.md
   fxrewrite apply last.pt --model models.net:build --input images=1x3x640x640 --patterns deploy
       a checkpoint: traced (see fxrewrite trace --help), then rewritten
+  fxrewrite apply net.pt2 -o ship.pt2
+      a program of torch.export, rewritten in its own graph; a checkpoint with --model may become one too
   fxrewrite apply net.onnx --check
       exit 1 if something would change; no model is written
 
@@ -84,7 +87,7 @@ class Request:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="MODEL.rewritten.onnx if not given; .safetensors for weights.",
+    help="MODEL.rewritten.onnx if not given; .pt2 for a program, .safetensors for weights.",
 )
 @click.option(
     "--keep",
@@ -140,15 +143,18 @@ def run(request: Request) -> int:
     output = request.output or files.default_output(model)
     if output.suffix.lower() in (".pt", ".pth", ".ckpt"):
         raise UsageError(f"-o: {output}: a result is written as .onnx, .pt2 or .safetensors")
+    as_program = output.suffix.lower() == ".pt2"
+    if as_program and not traced:
+        raise UsageError(f"-o: {output}: an ONNX model cannot become a program of torch; write it as .onnx")
     taken = [model] + ([request.inputs] if request.inputs else [])
     if not request.check:
         for target in files.outputs(output):
             files.check_target(target, force=request.force, inputs=taken, option="-o")
     files.check_reports(request.reports, force=request.force, taken=[*taken, output])
-    missing = None if request.no_verify else engine_status()
+    missing = None if request.no_verify or as_program else engine_status()
     if missing:
         raise VerificationError(missing)
-    with console.Progress() as progress, _opened(request, model, traced, progress) as given:
+    with console.Progress() as progress, _opened(request, model, progress, traced, as_program) as given:
         result = _apply(request, given, progress)
         report = replace(result.report, model=str(model), output=None if request.check else str(output))
         refused = _refused(report, request.no_verify)
@@ -168,16 +174,26 @@ def run(request: Request) -> int:
 
 
 @contextmanager
-def _opened(request: Request, model: Path, traced: bool, progress: console.Progress) -> Generator[Path | LoadedModel]:
-    """What is rewritten: the file itself, or what a checkpoint becomes when it is traced and held against torch."""
+def _opened(
+    request: Request, model: Path, progress: console.Progress, traced: bool, as_program: bool
+) -> Generator[Path | LoadedModel | Program]:
+    """What is rewritten: the file itself, or what a checkpoint becomes when it is traced.
+
+    For a .pt2 file that is torch's own program, else an ONNX model that is held against torch.
+    """
     if not traced:
         yield model
         return
     from rewriter.checkpoints import agreement
-    from rewriter.checkpoints.tracing import prepare, to_onnx
+    from rewriter.checkpoints.tracing import prepare, to_onnx, to_program
 
     prepared = prepare(model, request.trace, progress)
     progress("exporting", None)
+    if as_program:
+        for note in prepared.notes:
+            console.note(note)
+        yield to_program(prepared, request.trace)
+        return
     with to_onnx(prepared, request.trace) as loaded:
         words = "the export was not held against torch (--no-verify)"
         if not request.no_verify:
@@ -191,17 +207,19 @@ def _opened(request: Request, model: Path, traced: bool, progress: console.Progr
         yield loaded
 
 
-def _save(result: Result, given: Path | LoadedModel, output: Path, *, force: bool) -> None:
+def _save(result: Result, given: Path | LoadedModel | Program, output: Path, *, force: bool) -> None:
     if output.suffix.lower() != ".safetensors":
         result.save(output, force=force)
         return
     from rewriter.checkpoints import structure
+    from rewriter.graph.files import LoadedModel
 
+    assert isinstance(given, Path | LoadedModel)
     folder = given.parent if isinstance(given, Path) else given.folder
     structure.save(result.model, folder, output, result.report.folds, force=force)
 
 
-def _apply(request: Request, model: Path | LoadedModel, progress: console.Progress) -> Result:
+def _apply(request: Request, model: Path | LoadedModel | Program, progress: console.Progress) -> Result:
     from rewriter import api
 
     return api.apply(

@@ -9,22 +9,28 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.checking.record import Verdict, Verification
+from rewriter.checkpoints import bytesource
+from rewriter.checkpoints import program as archives
+from rewriter.errors import UsageError
 from rewriter.graph import measure
 from rewriter.graph.view import Graph
 from rewriter.language.library import LoadedPattern
 from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
+from rewriter.torch_graphs import tracing
 from rewriter.torch_graphs.draft import ProgramDraft, operators
 from rewriter.torch_graphs.verification import verify
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
 
-Program: TypeAlias = "ExportedProgram"
+Program: TypeAlias = "ExportedProgram | nn.Module"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,27 @@ def is_program(model: object) -> bool:
     torch: Any = sys.modules.get("torch")
     export = getattr(torch, "export", None)
     return export is not None and isinstance(model, export.ExportedProgram)
+
+
+def is_module(model: object) -> bool:
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def is_archive(model: object) -> bool:
+    """Whether it is the path of a .pt2 file."""
+    return isinstance(model, str | Path) and Path(model).suffix.lower() == ".pt2"
+
+
+def opened(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Any:
+    """The program that is behind what was given: itself, in a .pt2 archive, or traced of a module."""
+    if is_module(model):
+        return tracing.export(model, example_inputs, dynamic_shapes)
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise UsageError("example_inputs and dynamic_shapes are for modules; a program is traced already")
+    if is_archive(model):
+        return archives.load(bytesource.read(Path(model)))
+    return model
 
 
 def apply(

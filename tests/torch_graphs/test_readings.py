@@ -1,4 +1,4 @@
-"""Each ATen operator reads as the canonical operator that computes the same: run by its definition, held against torch."""
+"""Each ATen operator reads as a canonical one that computes the same: run by its definition, held against torch."""
 
 from __future__ import annotations
 
