@@ -22,6 +22,7 @@ import numpy.typing as npt
 from rewriter.algebra.conv import ConvForm, TransposedForm
 from rewriter.algebra.evaluation import Array, CannotRun, Run, convolve, run, spread, through
 from rewriter.algebra.linear import Form, LinearForm
+from rewriter.algebra.shrinking import shrunk
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.view import Dim, Node
 from rewriter.matching.region import Region
@@ -63,6 +64,8 @@ def prove(region: Region, form: Form, views: Sequence[Node] = ()) -> Proof | Ref
 
     `views` are nodes of the region that stay, one after another behind it.
     """
+    if not isinstance(form, LinearForm) and _stores_sizes(region):
+        region = _smaller(region, form) or region
     probes = _features(region, form) if isinstance(form, LinearForm) else _images(region, form)
     if isinstance(probes, Refusal):
         return probes
@@ -149,6 +152,19 @@ def _images(region: Region, conv: ConvForm | TransposedForm) -> list[Probe] | Re
     if channels * max(strides) * np.prod(least, dtype=np.float64) > MOST_PIXELS:
         return Refusal(Reason.LIMIT, region.name, f"to prove it takes inputs of {channels} channels and size {least}")
     return [Probe(size, whole=False) for size in _sizes(region, strides, least)]
+
+
+def _smaller(region: Region, conv: ConvForm | TransposedForm) -> Region | None:
+    """A region that stores sizes, for the smallest size of its phases that shows its borders, where there is one."""
+    shape = region.entry.shape or ()
+    strides = conv.strides if isinstance(conv, ConvForm) else (1,) * len(conv.strides)
+    sizes: list[int] = []
+    for n, reach, stride in zip(shape[2:], _reach(region, conv), strides, strict=False):
+        if not isinstance(n, int):
+            return None
+        least = 2 * reach + stride
+        sizes.append(min(n, least + (n - least) % stride))
+    return shrunk(region, sizes)
 
 
 def _whole(region: Region, size: Sequence[int]) -> list[Probe] | Refusal:

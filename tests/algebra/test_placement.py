@@ -16,7 +16,7 @@ from rewriter.reporting.record import Proof
 from tests.algebra import judge
 from tests.algebra.regions import Array, Block, normal
 
-IMAGES, CHANNELS, HIGH, WIDE = 2, 4, 8, 7
+IMAGES, CHANNELS, HIGH, WIDE = 2, 4, 15, 13
 """Of the padded image."""
 
 Strip = tuple[int | slice, int | slice]
