@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from rewriter.algebra.conv import TransposedForm
 from rewriter.algebra.linear import Form
+from rewriter.algebra.operators import VIEWS, slides
 from rewriter.errors import Reason, Refusal
 from rewriter.graph.measure import Shapes
 from rewriter.graph.view import Node
@@ -65,7 +66,7 @@ def _on_image(nodes: Sequence[Node], shapes: Shapes) -> Work | None:
     """On the sizes that are known; None where one is missing."""
     by_node: dict[int, float] = {}
     positions: dict[str, float] = {}
-    if any(node.op == "linear" for node in nodes) and not any(node.op == "conv" for node in nodes):
+    if any(node.op == "linear" or node.op in VIEWS for node in nodes) and not any(map(slides, nodes)):
         return None  # of features: views may join rows, so that only what one row costs compares
     for node in nodes:
         for value in (*node.data, *node.outputs):

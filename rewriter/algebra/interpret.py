@@ -108,9 +108,6 @@ def dtype_of(region: Region) -> str | Refusal:
 
 # --- the entry -------------------------------------------------------------------------------------------------------
 
-WINDOWED = frozenset({"conv", "conv_transpose", "avg_pool", "pad"})
-"""Operators on images: channels on axis 1, windows over every axis behind it."""
-
 LIKE = frozenset({"scale", "shift", "add", "sub", "sum", "neg", "identity", "dropout", "cast", "leaky_relu", "bn"})
 LIKE_IMAGES = LIKE | {"pad", "avg_pool"}
 """Operators whose result has the channels that they read."""
@@ -121,7 +118,7 @@ def space_of(region: Region) -> Space | Refusal:
 
     Where none does, channels are taken to be on axis 1.
     """
-    if any(node.op in WINDOWED for node in region.nodes):
+    if any(map(operators.slides, region.nodes)):
         return _images(region)
     found = _features(region)
     products = any(node.op == "linear" for node in region.nodes)
@@ -171,7 +168,7 @@ def _features(region: Region) -> Space | Refusal:
         axes = places.get(node.data[0].name) if node.data else None
         if axes is None:
             continue
-        if node.op in ("linear", "bn"):
+        if node.op in ("linear", "bn", "conv"):
             found = _channel_axis(node, axes)
             if found is None:
                 break
@@ -200,10 +197,12 @@ def _of_two_axes(region: Region) -> tuple[Dim, ...] | None:
 
 def _channel_axis(node: Node, axes: layout.Layout) -> tuple[int, int] | None:
     """The entry's axis that a product or norm reads as channels, and how many."""
-    role, at = ("weight", -1) if node.op == "linear" else ("scale", 1)
-    held = node.consts.get(role)
+    at = -1 if node.op == "linear" else 1
+    held = node.consts.get("scale" if node.op == "bn" else "weight")
     if held is None or not held.shape or len(axes) < 2 or len(axes[at]) != 1:
         return None
+    if node.op == "conv":
+        return (axes[at][0], held.shape[1] * int(node.attrs["groups"])) if len(held.shape) == len(axes) else None
     return axes[at][0], held.shape[-1]
 
 

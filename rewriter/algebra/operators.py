@@ -81,6 +81,27 @@ def _linear(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refus
     return _of(term, inner.then(outer, at=name, size=space.size))
 
 
+def is_product(node: Node) -> bool:
+    """Whether it is a convolution that looks at no neighbour: a matrix along channels, wherever the others lie."""
+    weight = node.consts.get("weight")
+    if node.op != "conv" or node.problem is not None or weight is None or len(weight.shape) < 3:
+        return False
+    ones = (*weight.shape[2:], *node.attrs["strides"])
+    return all(n == 1 for n in ones) and not any(pad for ends in node.attrs["pads"] for pad in ends)
+
+
+def slides(node: Node) -> bool:
+    """Whether it looks at neighbours, so that it needs an image: channels on axis 1, places on every axis behind it."""
+    return node.op in ("conv", "conv_transpose", "avg_pool", "pad") and not is_product(node)
+
+
+def _along_channels(node: Node, term: Term, inner: Affine, outer: Affine, space: Space) -> Term | Refusal:
+    """A product along axis 1 of a value whose other axes are rows, in whatever order."""
+    if term.channels != 1 or len(term.layout) != len(node.consts["weight"].shape):
+        return Refusal(Reason.SHAPE, name_of(node), "multiplies along axis 1, which does not hold the channels")
+    return _of(term, inner.then(outer, at=name_of(node), size=space.size))
+
+
 def _conv(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
     kernel, name = tensor(node, "weight"), name_of(node)
     if isinstance(kernel, Refusal):
@@ -88,8 +109,6 @@ def _conv(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal
     groups, strides, pads, dilations = (node.attrs[key] for key in ("groups", "strides", "pads", "dilations"))
     if not kernel.size or kernel.ndim < 3:
         return Refusal(Reason.SHAPE, name, f"its weight has shape {list(kernel.shape)}")
-    if {len(strides), len(pads), len(dilations), kernel.ndim - 2} != {inner.rank}:
-        return Refusal(Reason.SHAPE, name, f"strides, pads, dilations and weight are not all for {inner.rank} axes")
     if groups < 1 or len(kernel) % groups or min(strides) < 1 or min(dilations) < 1:
         return Refusal(Reason.VALUE, name, "groups, strides and dilations have to be positive, groups divide channels")
     if any(pad < 0 for ends in pads for pad in ends):
@@ -97,6 +116,13 @@ def _conv(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal
     bias = vector(node, "bias", len(kernel)) if "bias" in node.consts else None
     if isinstance(bias, Refusal):
         return bias
+    if is_product(node) and term.layout != space.layout:
+        ones = (1,) * inner.rank
+        flat = kernel.reshape(*kernel.shape[:2], *ones)
+        outer = Affine.conv(flat, bias, stride=ones, pads=((0, 0),) * inner.rank, dilation=ones, groups=groups)
+        return _along_channels(node, term, inner, outer, space)
+    if {len(strides), len(pads), len(dilations), kernel.ndim - 2} != {inner.rank}:
+        return Refusal(Reason.SHAPE, name, f"strides, pads, dilations and weight are not all for {inner.rank} axes")
     outer = Affine.conv(kernel, bias, stride=tuple(strides), pads=tuple(pads), dilation=tuple(dilations), groups=groups)
     return _windowed(node, term, space, lambda: inner.then(outer, at=name, size=space.size))
 

@@ -100,6 +100,29 @@ def test_a_norm_between_two_transpositions(rng: np.random.Generator) -> None:
     assert folded(block.region(), (2, 7, 6)).kernel.shape == (4, 6)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pointwise_convolutions_between_two_transpositions(rng: np.random.Generator, groups: int) -> None:
+    """RepAdapter: a convolution of window 1 is a product along channels, wherever the rows lie."""
+    block = Block((2, 7, 6))
+    rows = block.node("transpose", ["x"], perm=(0, 2, 1))
+    y = block.conv(rows, normal(rng, 4, 6 // groups, 1), rng.standard_normal(4), groups=groups)
+    y = block.add(block.scale(block.conv(y, normal(rng, 6, 4, 1)), 0.5), rows)
+    block.linear(block.node("transpose", [y], perm=(0, 2, 1)), normal(rng, 4, 6), rng.standard_normal(4))
+    assert folded(block.region(), (2, 7, 6)).kernel.shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("window", "settings"),
+    [(3, {"pads": ((1, 1),)}), (1, {"strides": (2,)}), (1, {"pads": ((1, 0),)})],
+)
+def test_a_window_over_rows_is_no_product(rng: np.random.Generator, window: int, settings: dict[str, object]) -> None:
+    block = Block((2, 7, 6))
+    rows = block.node("transpose", ["x"], perm=(0, 2, 1))
+    y = block.conv(rows, normal(rng, 6, 6, window), **settings)
+    block.linear(block.node("transpose", [y], perm=(0, 2, 1)), normal(rng, 4, 6))
+    refused(block.region(), Reason.SHAPE, "")
+
+
 def test_views_that_stay(rng: np.random.Generator) -> None:
     """A norm behind a view goes into the matrix before it; proved with the view behind the matrix."""
     block = Block((2, 7, 6))

@@ -39,7 +39,6 @@ FALLS_SHORT: Mapping[str, tuple[str, frozenset[Form]]] = {
     "orepa": (COMPUTED, frozenset({"dynamo-plain"})),
     "span": ("the pads are computed in the graph", frozenset({"legacy", "legacy-bn"})),
     "levit": ("the shape of a view is read of the value that it views", frozenset({"legacy", "legacy-bn"})),
-    "repadapter": ("pointwise convolutions between transpositions are no product yet", frozenset(FORMS)),
     "repmlp": ("a convolution is no layer over all places of its map yet", frozenset(FORMS)),
 }
 
