@@ -127,7 +127,7 @@ def multiply_adds(nodes: Iterable[Node], shapes: Shapes) -> int | None:
 
 def tensor_bytes(graph: Graph) -> int:
     """Bytes of the stored tensors that the main graph knows (the file is a little larger)."""
-    stored = [v.constant for v in graph.values.values() if v.constant is not None and not v.constant.made_of]
+    stored = [v.constant for v in graph.values.values() if v.constant is not None and v.constant.made_of is None]
     return sum(stored_bytes(c.dtype, c.size) for c in stored)
 
 

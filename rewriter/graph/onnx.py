@@ -10,6 +10,7 @@ import gc
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -17,8 +18,7 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from rewriter.graph.canonical import canonical, cast_type
-from rewriter.graph.constants import RULES as RESOLVED
-from rewriter.graph.constants import resolve
+from rewriter.graph.evaluation import Call, Ledger, Unknown, extents, resolve
 from rewriter.graph.proto import (
     DEFAULT_DOMAINS,
     attributes,
@@ -57,6 +57,10 @@ ONE_TYPE = {
     "shift": "term",
     "bn": "scale",
 }
+LIKE = frozenset({"CastLike"})
+"""Casts to the type of their second input, whose elements are not read."""
+SIZES = frozenset({"Shape", "Size"})
+"""What reads the extents of a value, not its elements."""
 SAME_FOR_ALL = frozenset({"split"})
 """Operators all of whose outputs have one type."""
 
@@ -110,6 +114,8 @@ class _Builder:
     read_by: dict[str, list[int]]
     all_captured: frozenset[str]
     values: dict[str, Value] = field(default_factory=dict[str, Value])
+    unknown: dict[str, str] = field(default_factory=dict[str, str])  # what is computed from constants, and why not here
+    ledger: Ledger = field(default_factory=Ledger)
 
     @classmethod
     def of(
@@ -171,7 +177,8 @@ class _Builder:
             dtype, shape = dtype or declared[0], declared[1] if shape is None else shape
         readers = tuple(self.read_by.get(name, ()))
         captured = name in self.all_captured
-        value = Value(name, producer, readers, is_input, is_output, captured, constant, shape, dtype)
+        unknown = self.unknown.get(name)
+        value = Value(name, producer, readers, is_input, is_output, captured, constant, shape, dtype, unknown)
         self.values[name] = value
         return value
 
@@ -203,26 +210,44 @@ class _Builder:
             own = f"{domain or 'ai.onnx'}.{op}".lower()
             return Canonical(own, tuple([v for v in inputs if v is not None]), {}, attrs)
         named, extra = len(outputs), 0
-        if named == 1:
-            self._resolve(op, outputs[0], inputs, attrs)
-        else:
+        self._evaluate(op, outputs, inputs, attrs)
+        if named > 1:
             named = sum(1 for name in outputs if name)
             extra = sum(1 for name in outputs[1:] if name and (name in self.read_by or name in self.declared))
         return canonical(Raw(op, inputs, attrs, named, extra, self.opset))
 
-    def _resolve(self, op: str, name: str, inputs: list[Value | None], attrs: dict[str, Any]) -> None:
-        """Record the constant that a node makes, where it makes one."""
+    def _evaluate(self, op: str, outputs: Sequence[str], inputs: list[Value | None], attrs: dict[str, Any]) -> None:
+        """Record the constants that a node makes, or why it makes none though nothing else is read."""
         if op == "Constant":
-            constant = _constant_node(name, attrs, self.folder)
-        elif op in RESOLVED:
-            consts = [v.constant for v in inputs if v is not None and v.constant is not None]
-            if not consts or len(consts) != len(inputs):
-                return
-            constant = resolve(op, name, consts, attrs | {"to": cast_type(attrs)} if op == "Cast" else attrs)
+            found = _constant_node(outputs[0], attrs, self.folder) if len(outputs) == 1 else None
+            made = [] if found is None else [found]
+        elif op in SIZES:
+            made = _extents(op, outputs[0], inputs, attrs) if len(outputs) == 1 else []
         else:
-            return
-        if constant is not None and name:
-            self.constants[name] = constant
+            try:
+                call = self._call(op, outputs, inputs, attrs)
+                made = [] if call is None else resolve(call, outputs, self.ledger)
+            except Unknown as reason:
+                made = []
+                self.unknown.update(dict.fromkeys(outputs, str(reason)))
+        self.constants.update((constant.name, constant) for constant in made if constant.name)
+
+    def _call(self, op: str, outputs: Sequence[str], inputs: list[Value | None], attrs: dict[str, Any]) -> Call | None:
+        """The node as a call on constants; None where it reads anything else."""
+        if op in LIKE and len(inputs) == 2 and inputs[0] is not None and inputs[1] is not None:
+            op, inputs, attrs = "Cast", inputs[:1], {"to": inputs[1].dtype}
+        elif op == "Cast":
+            attrs = attrs | {"to": cast_type(attrs)}
+        unknown: str | None = None
+        for value in inputs:
+            if value is not None and value.constant is None:
+                if value.unknown is None:
+                    return None
+                unknown = unknown or value.unknown
+        if unknown is not None:
+            raise Unknown(unknown)
+        constants = [None if value is None else value.constant for value in inputs]
+        return Call(op, constants, attrs, self.opset, len(outputs))
 
     def _output(self, name: str, index: int, dtype: str | None) -> Value:
         if not name:
@@ -262,6 +287,17 @@ def _result_type(reading: Canonical, opset: int) -> str | None:
         return None
     constant = reading.consts.get(role)
     return None if constant is None else constant.dtype
+
+
+def _extents(op: str, name: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> list[Constant]:
+    """What Shape or Size gives, where the extents are known."""
+    value = inputs[0] if len(inputs) == 1 else None
+    if value is None or value.constant is None:
+        return []
+    shape = value.constant.shape
+    if op == "Size":
+        return [extents(name, [prod(shape)], scalar=True)]
+    return [extents(name, shape[attrs.get("start", 0) : attrs.get("end")])]
 
 
 def _constant_node(name: str, attrs: Mapping[str, Any], folder: Path | None) -> Constant | None:

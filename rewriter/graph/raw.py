@@ -123,6 +123,11 @@ def parameters(raw: Raw, roles: Mapping[str, int], needed: int) -> tuple[dict[st
         elif value.constant is not None:
             consts[role] = value.constant
         else:
-            why = "is also an input of the model and can be overridden" if value.is_input else "is not a constant"
-            problem = problem or f"its {role} {why}"
+            problem = problem or f"its {role} {_why_not(value)}"
     return consts, problem
+
+
+def _why_not(value: Value) -> str:
+    if value.is_input:
+        return "is also an input of the model and can be overridden"
+    return "is not a constant" if value.unknown is None else f"is computed, but {value.unknown}"

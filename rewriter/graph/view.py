@@ -24,19 +24,19 @@ class Constant:
 
     `name` is the value that holds it; `dtype` its stored element type ("float32", "float16", "bfloat16", "int64", …).
     `load` gives the elements; an unrounded kernel of an earlier round is float64 whatever `dtype` says. `made_of` names
-    the stored tensors it is computed from; none means that it is stored itself.
+    the stored tensors whose elements it is computed from, which may be none (sizes); None: it is stored itself.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Array]
-    made_of: tuple[str, ...] = ()
+    made_of: tuple[str, ...] | None = None
 
     @property
     def stored(self) -> tuple[str, ...]:
         """The names of the stored tensors behind it."""
-        return self.made_of or (self.name,)
+        return (self.name,) if self.made_of is None else self.made_of
 
     @property
     def size(self) -> int:
@@ -51,7 +51,8 @@ class Constant:
 class Value:
     """An edge of the graph. `readers` are indices into `Graph.nodes`, once per reading input slot.
 
-    `captured` says that the body of an If, Loop or Scan reads it; such a reader counts like any other.
+    `captured` says that the body of an If, Loop or Scan reads it; such a reader counts like any other. `unknown` says
+    why a value that is computed from constants alone is none.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Value:
     constant: Constant | None = None
     shape: tuple[Dim, ...] | None = None
     dtype: str | None = None
+    unknown: str | None = None
 
     @property
     def private(self) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 from rewriter.algebra.conv import round_to
 from rewriter.algebra.proof import prove_rounded
 from rewriter.errors import VerificationError
-from rewriter.graph.constants import FLOATS, INTEGERS, derived
+from rewriter.graph.constants import FLOATS, INTEGERS
+from rewriter.graph.evaluation import Unknown, derived
 from rewriter.graph.tensors import numpy_dtype
 from rewriter.graph.view import Array, Constant
 from rewriter.torch_graphs.calls import FxNode, dtype_of, fake, is_aten, is_node, is_tensor, items, op_of
@@ -79,26 +80,23 @@ def computed(node: FxNode, inputs: Sequence[Constant]) -> Constant | None:
     shape, dtype = tuple(found.shape), dtype_of(node)
     if not all(type(extent) is int for extent in shape) or dtype not in FLOATS | INTEGERS:
         return None
-    by_node = dict(zip(node.all_input_nodes, inputs, strict=True))
+    types = {n: constant.dtype for n, constant in zip(node.all_input_nodes, inputs, strict=True)}
     try:
-        made = derived(inputs, node.name, shape, lambda: _run(node, by_node), dtype)
-    except ValueError:  # more work than a constant may be
+        return derived(inputs, node.name, shape, lambda *arrays: _run(node, types, arrays), dtype)
+    except Unknown:  # more work than a constant may be
         return None
-    names = dict.fromkeys(name for constant in inputs for name in constant.stored)
-    return Constant(made.name, shape, dtype, made.load, tuple(names))
 
 
-def _run(node: FxNode, constants: dict[FxNode, Constant]) -> Array:
+def _run(node: FxNode, types: dict[FxNode, str], given_arrays: Sequence[Array]) -> Array:
     """In the stored types, as the program does; in float64 where a constant is more exact than its type."""
     import torch
     from torch.fx.node import map_arg
 
-    arrays = {n: constant.load() for n, constant in constants.items()}
-    exact = any(arrays[n].dtype == np.float64 and constant.dtype != "float64" for n, constant in constants.items())
+    arrays = dict(zip(types, given_arrays, strict=True))
+    exact = any(arrays[n].dtype == np.float64 and dtype != "float64" for n, dtype in types.items())
 
     def given(n: Any) -> Any:
-        constant = constants[n]
-        return tensor_of(arrays[n], "float64" if exact and constant.dtype in FLOATS else constant.dtype)
+        return tensor_of(arrays[n], "float64" if exact and types[n] in FLOATS else types[n])
 
     map_: Any = map_arg
     with torch.no_grad():
