@@ -272,11 +272,10 @@ class Round:
 
 
 def needed(graph: Graph) -> list[int]:
-    """The indices of the nodes that an output of the model needs, but for those that compute constants."""
+    """The indices of the nodes that an output of the model needs."""
     needs = bytearray(len(graph.nodes))
     for node in reversed(graph.nodes):
-        values = [v for v in node.outputs if v.constant is None]
-        needs[node.index] = any(v.is_output or any(needs[r] for r in v.readers) for v in values)
+        needs[node.index] = any(v.is_output or any(needs[r] for r in v.readers) for v in node.outputs)
     return [index for index, need in enumerate(needs) if need]
 
 

@@ -20,24 +20,11 @@ from rewriter.checking.record import Verdict
 from tests.end_to_end.judging import relative, run
 
 LIMIT = 2e-6  # of the largest value: rounding on these small nets; a branch or a border that is wrong gives 1e-2
-PLAIN_FOLDS = frozenset(
-    {"repcpe", "sesr", "span", "expandnets", "implicit", "conv-transpose", "averaged-heads", "averaged-norm-heads"}
-    | {"repbn", "lora", "orepa", "repadapter", "dbb-depthwise"}
-)
-"""What folds in unoptimised exports too: the biases of the others are computed in the graph, of a size it looks up."""
-
 WHOLE = ("legacy-bn", "dynamo-plain")  # the others may have evaluated what is constant, and norms with it
 
 RING = "where a ring is written is computed in the graph"
-COMPUTED = "the kernel is computed in the graph"
 FALLS_SHORT: Mapping[str, tuple[str, frozenset[Form]]] = {
     **dict.fromkeys(("dbb", "ecb", "edbb", "plainusr"), (RING, frozenset(FORMS) - {"dynamo"})),
-    **dict.fromkeys(
-        ("do-conv", "spectral-norm", "weight-standardised", "gated"), (COMPUTED, frozenset({"legacy", "legacy-bn"}))
-    ),
-    "weight-norm": (COMPUTED, frozenset({"legacy-bn"})),
-    "orepa": (COMPUTED, frozenset({"dynamo-plain"})),
-    "span": ("the pads are computed in the graph", frozenset({"legacy", "legacy-bn"})),
     "levit": ("the shape of a view is read of the value that it views", frozenset({"legacy", "legacy-bn"})),
     "repmlp": ("a convolution is no layer over all places of its map yet", frozenset(FORMS)),
 }
@@ -49,8 +36,6 @@ def _case(name: str, form: Form) -> Any:
     reason, short = FALLS_SHORT.get(name, ("", frozenset[Form]()))
     if form in short:
         marks.append(pytest.mark.xfail(reason=reason, strict=True))
-    elif form == "dynamo-plain" and name not in PLAIN_FOLDS:
-        marks.append(pytest.mark.xfail(reason="a bias by Shape, Expand and CastLike is no constant yet", strict=True))
     return pytest.param(name, form, id=f"{name}-{form}", marks=marks)
 
 
