@@ -23,7 +23,8 @@ from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
 from rewriter.torch_graphs import tracing
-from rewriter.torch_graphs.draft import ProgramDraft, operators
+from rewriter.torch_graphs.draft import operators
+from rewriter.torch_graphs.program_draft import ProgramDraft
 from rewriter.torch_graphs.verification import verify
 
 if TYPE_CHECKING:
