@@ -23,7 +23,7 @@ from rewriter.rewriting.edits import (
     ends,
 )
 from rewriter.torch_graphs import making
-from rewriter.torch_graphs.calls import FxNode, fake, is_assert, op_of
+from rewriter.torch_graphs.calls import FxNode, fake, is_assert
 from rewriter.torch_graphs.dialect import Dialect
 from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.naming import Names
@@ -56,6 +56,10 @@ class FxDraft(ABC):
         """The nodes that are called otherwise in the view than in the graph."""
 
     @abstractmethod
+    def _make(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        """The node of an edit, and those that it needs before it, inserted before `at`."""
+
+    @abstractmethod
     def _place(self, name: str, constant: Constant) -> FxNode:
         """A node that gives a new tensor."""
 
@@ -65,6 +69,11 @@ class FxDraft(ABC):
     @property
     def dead_before(self) -> tuple[str, ...]:
         return tuple(n.name for n in self.graph.nodes if n in self._dead_at_first)
+
+    def operators(self) -> list[str]:
+        """The operators of the graph as it stands, by name, one entry for each node that is one."""
+        called = [n for n in self.graph.nodes if n.op.startswith("call_") and not is_assert(n)]
+        return [self.dialect.name(node).rpartition(".")[2] for node in called]
 
     def view(self) -> Graph:
         if self._view is None:
@@ -115,11 +124,11 @@ class FxDraft(ABC):
     # --- edits -------------------------------------------------------------------------------------------------------
 
     def _add(self, edit: AddNode, table: dict[str, FxNode]) -> None:
-        inputs = [self._input(name, table) for name in edit.inputs]
         at, old = _native(edit.at).node, table.get(edit.output)
         like = _native(edit.like).node if edit.like is not None else at
-        with self.graph.inserting_before(at):
-            made = making.make(self.graph, edit, inputs, like)[-1]
+        before = len(self.graph.nodes)
+        made = self._make(edit, table, at)
+        making.describe(made, len(self.graph.nodes) - before, like, lambda node: self._measure(node, at))
         if old is None:
             self._called[made] = edit.output
         else:
@@ -188,6 +197,11 @@ class FxDraft(ABC):
                 dead.add(node)
         return dead
 
+    def _measure(self, node: FxNode, at: FxNode) -> None:
+        """Find what a new node gives, which stands where `at` stood."""
+        del at
+        making.revalue(node)
+
     def _remeasure(self) -> None:
         """Sizes behind a stack that went are others than they were."""
         for node in self.graph.nodes:
@@ -233,8 +247,3 @@ def reorder(graph: Any) -> None:
             if node not in done and node is not last:
                 done.add(node)
                 last.prepend(node)
-
-
-def operators(graph: Any) -> list[str]:
-    """The operators of a graph, by name, one entry for each node that is one."""
-    return [op_of(node) for node in graph.nodes if node.op == "call_function" and not is_assert(node)]

@@ -10,7 +10,8 @@ import copy
 from typing import Any
 
 from rewriter.graph.view import Constant
-from rewriter.torch_graphs import outputs
+from rewriter.rewriting.edits import AddNode
+from rewriter.torch_graphs import making, outputs
 from rewriter.torch_graphs.calls import FxNode
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft
@@ -46,6 +47,11 @@ class ProgramDraft(FxDraft):
 
     def _names_of_nodes(self) -> dict[FxNode, str]:
         return {**self.signature.names, **self._called}
+
+    def _make(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        inputs = [self._input(name, table) for name in edit.inputs]
+        with self.graph.inserting_before(at):
+            return making.MAKERS[edit.op](self.graph, edit, inputs)
 
     def _place(self, name: str, constant: Constant) -> FxNode:
         return self.signature.add(self.graph, name, constant)
