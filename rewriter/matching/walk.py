@@ -265,14 +265,13 @@ class _Walker:
 
     @property
     def near_miss(self) -> Refusal | None:
-        if self._refusal is None or self._refusal.code is not Reason.OP:
+        if self._refusal is None or not self._wanted:
             return self._refusal
         wanted = " or ".join(dict.fromkeys(self._wanted))
         return Refusal(Reason.OP, self._refusal.node, f"made by {self._found}, the pattern wants {wanted} here")
 
     def _unlike(self, trail: Trail, found: str, wanted: str) -> None:
         if trail.length > self.depth:
-            self._wanted = []
             self._found = found
             self._missed(trail, Reason.OP, found)
         if trail.length == self.depth:
@@ -283,7 +282,7 @@ class _Walker:
 
     def _record(self, depth: int, refusal: Refusal) -> None:
         if depth > self.depth:
-            self.depth, self._refusal = depth, refusal
+            self.depth, self._refusal, self._wanted = depth, refusal, []
 
 
 def _finished(trail: Trail) -> Walk:

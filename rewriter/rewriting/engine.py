@@ -21,12 +21,12 @@ from rewriter.language.syntax import LOST, BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
 from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord, StackRecord
-from rewriter.rewriting import collapse
 from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.narrow import narrow
 from rewriter.rewriting.provenance import folded
+from rewriter.rewriting.regions import Regions
 from rewriter.rewriting.reroot import Assumed, Rerooting, Status, reroot, unhook
 from rewriter.rewriting.sized import Sized
 
@@ -202,6 +202,8 @@ class Round:
     tried: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # (pattern, exit) that were refused
     behind: float = 0.0  # the share of the work that is
     sized: Sized = field(init=False)
+    regions: Regions = field(init=False)
+    said: dict[str, str] = field(default_factory=dict[str, str])  # nodes with readers elsewhere, and who said so
 
     def __post_init__(self) -> None:
         self.sized = Sized(self.graph)
@@ -209,7 +211,8 @@ class Round:
     def run(self, queries: Sequence[Query]) -> Round:
         candidates: list[Match] = []
         anchors = needed(self.graph)
-        for query in queries:
+        self.regions = Regions(self.graph, self.shapes, self.sized, [query for query in queries if query.linear])
+        for query in sorted(queries, key=lambda query: query.pattern.priority):  # who is the most general speaks first
             candidates += self._found(query, anchors)
         processed = 0
         while candidates:
@@ -226,13 +229,21 @@ class Round:
         return self
 
     def _found(self, query: Query, anchors: Sequence[int]) -> list[Match]:
-        if query.linear:
-            results = collapse.plan(self.graph, query, anchors, self.shapes, self.sized)
-        else:
-            results = find(self.graph, query, anchors)
-        self.refusals += [refusal_record(query.name, r) for r in results if isinstance(r, Refusal)]
+        results = self.regions.of(query, anchors) if query.linear else find(self.graph, query, anchors)
+        refusals = [r for r in results if isinstance(r, Refusal)]
+        if self.regions.everything and not query.linear:
+            refusals = self._unsaid(query, refusals)
+        self.refusals += [refusal_record(query.name, r) for r in refusals]
         matches = [m for m in results if isinstance(m, Match)]
         return [m for m in matches if (query.name, m.region.exit.name) not in self.tried]
+
+    def _unsaid(self, query: Query, near_misses: Sequence[Refusal]) -> list[Refusal]:
+        """What is worth saying beside a pattern that takes everything linear and says why that is not more.
+
+        What no pattern matches is then not linear, unless a value inside is read elsewhere; one pattern says so.
+        """
+        escaped = [miss for miss in near_misses if miss.code is Reason.ESCAPE]
+        return [miss for miss in escaped if self.said.setdefault(miss.node, query.name) == query.name]
 
     def _carry_out(self, match: Match) -> bool:
         done = act(self.graph, match, self.fresh, self.shapes, self.sized)

@@ -79,11 +79,11 @@ def test_completion_scripts(shell: str, marks: str, run: Run, tmp_path: Path) ->
 
 
 def test_completion_of_pattern_names() -> None:
-    words = {"COMP_WORDS": "fxrewrite apply net.onnx --patterns repconv,a", "COMP_CWORD": "4"}
+    words = {"COMP_WORDS": "fxrewrite apply net.onnx --patterns repconv,au", "COMP_CWORD": "4"}
     script = "from rewriter.cli import main; main()"
     environment = {"_FXREWRITE_COMPLETE": "bash_complete", "PYTHONPATH": str(ROOT), **words}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert done.stdout.split() == ["plain,repconv,all", "plain,repconv,aux-prune"]
+    assert done.stdout.split() == ["plain,repconv,aux-prune"]
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

@@ -52,12 +52,26 @@ def assert_computes(name: str, model: ModelProto) -> None:
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_collapse_alone_reaches_what_the_definition_says(name: str, form: Form) -> None:
     before = exported(name, form)
-    if form in WHOLE:
-        assert counted(op_histogram(before)) != FAMILIES[name].expected
+    family = FAMILIES[name]
+    if form in WHOLE and not family.stays:
+        assert counted(op_histogram(before)) != family.expected
     result = api.apply(before, ["collapse"])
-    assert counted(op_histogram(result.model)) == FAMILIES[name].expected
+    assert counted(op_histogram(result.model)) == family.expected
+    assert not family.stays or family.stays in {refusal.code for refusal in result.report.refusals}
     assert result.report.verification.verdict is Verdict.OK
     assert_computes(name, result.model)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_its_own_patterns_do_the_same_and_the_presets_no_less(name: str, form: Form) -> None:
+    family, before = FAMILIES[name], exported(name, form)
+    wanted, settings = (family.at_any_cost, "cost=off") if family.at_any_cost else (family.expected, ())
+    own = api.apply(before, family.patterns, set_=settings, verify=False)
+    assert counted(op_histogram(own.model)) == wanted
+    every = api.apply(before, ["deploy"], verify=False)
+    assert counted(op_histogram(every.model)) == family.expected
+    for result in (own, every):
+        assert_computes(name, result.model)
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.at_any_cost])
