@@ -71,15 +71,16 @@ def view(
     nodes: Sequence[NodeProto] | None = None,
     folder: Path | None = None,
     made: Mapping[str, Constant] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Graph:
     """A picture of `model`, of its main graph.
 
-    `nodes` stands in for the stored node list (an edit in progress), `folder` is where external data lies and `made`
-    are constants of earlier rounds that are not stored yet. Raises InputError where the graph has a cycle, or two
-    values of one name.
+    `nodes` stands in for the stored node list (an edit in progress), `folder` is where external data lies, `made` are
+    constants of earlier rounds that are not stored yet, and `sizes` are extents of values that were proved. Raises
+    InputError where the graph has a cycle, or two values of one name.
     """
     with _collector_off():
-        return _Builder.of(model, nodes, folder, made or {}).build()
+        return _Builder.of(model, nodes, folder, made or {}, sizes or {}).build()
 
 
 @contextmanager
@@ -111,6 +112,7 @@ class _Builder:
     opset: int
     overruled: frozenset[str]  # operators of the default domain that the model defines itself
     declared: Declared
+    sizes: Mapping[str, tuple[int, ...]]
     read_by: dict[str, list[int]]
     all_captured: frozenset[str]
     values: dict[str, Value] = field(default_factory=dict[str, Value])
@@ -119,7 +121,12 @@ class _Builder:
 
     @classmethod
     def of(
-        cls, model: ModelProto, nodes: Sequence[NodeProto] | None, folder: Path | None, made: Mapping[str, Constant]
+        cls,
+        model: ModelProto,
+        nodes: Sequence[NodeProto] | None,
+        folder: Path | None,
+        made: Mapping[str, Constant],
+        sizes: Mapping[str, tuple[int, ...]],
     ) -> _Builder:
         graph = model.graph
         protos = list(graph.node if nodes is None else nodes)
@@ -135,6 +142,7 @@ class _Builder:
         return cls(
             model, folder, protos, inputs, outputs, attrs, captured, order, stored, dict(made), opset, overruled,
             declared={o.name: value_type(o) for o in graph.output},
+            sizes=sizes,
             read_by=_readers(reads, order),
             all_captured=frozenset(name for names in captured.values() for name in names),
         )  # fmt: skip
@@ -143,6 +151,8 @@ class _Builder:
         inputs = tuple(self._input(info) for info in self.model.graph.input)
         nodes = tuple([self._node(i, position) for i, position in enumerate(self.order)])
         outputs = tuple(self._value(o.name) for o in self.model.graph.output)
+        if self.sizes:
+            _leave_out_idle(nodes)
         return Graph(nodes, self.values, inputs, outputs, self.opset)
 
     def _input(self, info: ValueInfoProto) -> Value:
@@ -222,7 +232,7 @@ class _Builder:
             found = _constant_node(outputs[0], attrs, self.folder) if len(outputs) == 1 else None
             made = [] if found is None else [found]
         elif op in SIZES:
-            made = _extents(op, outputs[0], inputs, attrs) if len(outputs) == 1 else []
+            made = self._extents(op, outputs[0], inputs, attrs) if len(outputs) == 1 else []
         else:
             try:
                 call = self._call(op, outputs, inputs, attrs)
@@ -248,6 +258,18 @@ class _Builder:
             raise Unknown(unknown)
         constants = [None if value is None else value.constant for value in inputs]
         return Call(op, constants, attrs, self.opset, len(outputs))
+
+    def _extents(self, op: str, name: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> list[Constant]:
+        """What Shape or Size gives, where the extents are known."""
+        value = inputs[0] if len(inputs) == 1 else None
+        if value is None:
+            return []
+        shape = self.sizes.get(value.name) if value.constant is None else value.constant.shape
+        if shape is None:
+            return []
+        if op == "Size":
+            return [extents(name, [prod(shape)], scalar=True)]
+        return [extents(name, shape[attrs.get("start", 0) : attrs.get("end")])]
 
     def _output(self, name: str, index: int, dtype: str | None) -> Value:
         if not name:
@@ -289,15 +311,25 @@ def _result_type(reading: Canonical, opset: int) -> str | None:
     return None if constant is None else constant.dtype
 
 
-def _extents(op: str, name: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> list[Constant]:
-    """What Shape or Size gives, where the extents are known."""
-    value = inputs[0] if len(inputs) == 1 else None
-    if value is None or value.constant is None:
-        return []
-    shape = value.constant.shape
-    if op == "Size":
-        return [extents(name, [prod(shape)], scalar=True)]
-    return [extents(name, shape[attrs.get("start", 0) : attrs.get("end")])]
+def _leave_out_idle(nodes: Sequence[Node]) -> None:
+    """Take the nodes of which only known sizes are needed from the readers of what activations flow through.
+
+    All that such a node makes is read, and is either constant or read by idle nodes alone. Whoever removes what an idle
+    node reads has to store the constants behind it.
+    """
+    idle = bytearray(len(nodes))
+    for node in reversed(nodes):
+        idle[node.index] = all(
+            value.readers
+            and not value.is_output
+            and not value.captured
+            and (value.constant is not None or all(idle[reader] for reader in value.readers))
+            for value in node.outputs
+        )
+    values = {value.name: value for node in nodes for value in (*node.data, *node.outputs) if value.constant is None}
+    for value in values.values():
+        if any(idle[reader] for reader in value.readers):
+            object.__setattr__(value, "readers", tuple([reader for reader in value.readers if not idle[reader]]))
 
 
 def _constant_node(name: str, attrs: Mapping[str, Any], folder: Path | None) -> Constant | None:

@@ -34,6 +34,7 @@ from rewriter.rewriting.edits import (
     ends,
 )
 from rewriter.rewriting.scrub import Removed, Scrub
+from rewriter.rewriting.sized import fixed_sizes
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
 
@@ -66,7 +67,10 @@ class OnnxDraft:
 
     def view(self) -> Graph:
         if self._view is None:
-            self._view = view(self.model, nodes=self.nodes, folder=self.folder, made=self.made)
+            parts: Any = {"nodes": self.nodes, "folder": self.folder, "made": self.made}
+            self._view = view(self.model, **parts)
+            if known := fixed_sizes(self._view):
+                self._view = view(self.model, **parts, sizes=known)
         return self._view
 
     def fresh(self, hint: str) -> str:
@@ -86,8 +90,9 @@ class OnnxDraft:
         """
         if not edits:
             return
-        self._touched()
         removed = {id(e.node.native) for e in edits if isinstance(e, RemoveNode)}
+        removed |= self._store_sizes(self.view(), edits)
+        self._touched()
         added: dict[int, list[NodeProto]] = {}
         for edit in edits:
             match edit:
@@ -113,6 +118,22 @@ class OnnxDraft:
             self._reorder()
         self._rename(ends({e.old: e.new for e in edits if isinstance(e, Rewire)}))
         self._remove_dead()
+
+    def _store_sizes(self, graph: Graph, edits: Sequence[Edit]) -> set[int]:
+        """Store the known sizes that are read of values that go; gives back the nodes that are no longer needed for it.
+
+        No value that goes is read by others but for such a size (`graph.onnx`, idle nodes).
+        """
+        gone = {value.name for e in edits if isinstance(e, RemoveNode) for value in e.node.outputs}
+        gone -= {e.output for e in edits if isinstance(e, AddNode)}
+        gone -= {name for e in edits if isinstance(e, Rewire) for name in (e.old, e.new)}
+        done: set[int] = set()
+        for node in graph.nodes:
+            if any(value.name in gone and node.index not in value.readers for value in node.data):
+                done.add(id(node.native))
+                gone.update(value.name for value in node.outputs if value.constant is None)
+                self.made.update((v.name, v.constant) for v in node.outputs if v.constant is not None)
+        return done
 
     def rename_interface(self, wanted: Mapping[str, str]) -> str | None:
         """Give inputs and outputs of the model other names, all at once, everywhere they are read.

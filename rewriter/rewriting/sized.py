@@ -41,3 +41,14 @@ class Sized:
     def _measured(self, value: Value) -> Value:
         dims = self._dims(value)
         return value if dims is None else replace(value, shape=tuple([size.expr.constant for size in dims]))
+
+
+def fixed_sizes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The extents of values whose size a node reads, where all are numbers."""
+    read = [node.data[0].name for node in graph.nodes if node.op in ("shape", "size") and len(node.data) == 1]
+    read = [name for name in read if graph.values[name].constant is None]
+    if not read:
+        return {}
+    dims = sizes(graph).dims
+    found = {name: [size.expr.constant for size in dims[name]] for name in read if name in dims}
+    return {name: tuple([n for n in axes if n is not None]) for name, axes in found.items() if None not in axes}

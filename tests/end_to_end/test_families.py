@@ -22,10 +22,7 @@ from tests.end_to_end.judging import relative, run
 LIMIT = 2e-6  # of the largest value: rounding on these small nets; a branch or a border that is wrong gives 1e-2
 WHOLE = ("legacy-bn", "dynamo-plain")  # the others may have evaluated what is constant, and norms with it
 
-RING = "where a ring is written is computed in the graph"
 FALLS_SHORT: Mapping[str, tuple[str, frozenset[Form]]] = {
-    **dict.fromkeys(("dbb", "ecb", "edbb", "plainusr"), (RING, frozenset(FORMS) - {"dynamo"})),
-    "levit": ("the shape of a view is read of the value that it views", frozenset({"legacy", "legacy-bn"})),
     "repmlp": ("a convolution is no layer over all places of its map yet", frozenset(FORMS)),
 }
 

@@ -431,3 +431,24 @@ def test_the_collector_is_left_as_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_known_sizes_are_constants_and_what_only_they_need_reads_nothing() -> None:
+    model = model_of(
+        op("Relu", "x", "a"),
+        op("Transpose", "a", "t", perm=[1, 0, 3, 2]),
+        op("Shape", "t", "s", start=1),
+        op("Size", "a", "n"),
+        op("Sigmoid", "a", "b"),
+        op("Expand", "b s", "e"),
+        op("Cast", "n", "m", to=FLOAT),
+        op("Mul", "b m", "y"),
+        outputs="y e",
+    )
+    plain, sized = view(model), view(model, sizes={"t": (1, 2, 4, 3), "a": (2, 1, 3, 4)})
+    assert plain.values["s"].constant is None
+    found = [sized.values[name].constant for name in ("s", "n", "m")]
+    assert [None if constant is None else constant.load().tolist() for constant in found] == [[2, 4, 3], 24, 24.0]
+    assert [len(plain.values[name].readers) for name in "at"] == [3, 1]
+    assert [sized.nodes[reader].op for reader in sized.values["a"].readers] == ["sigmoid"]
+    assert not sized.values["t"].readers and len(sized.values["s"].readers) == 1

@@ -378,7 +378,7 @@ def test_a_source_that_is_made_later_is_moved_before_the_anchor() -> None:
     unchanged(draft, model)
 
 
-def hooked(*before: NodeProto, **conv: Any) -> ModelProto:
+def hooked(*before: NodeProto, high: int | str = "h", wide: int | str = "w", **conv: Any) -> ModelProto:
     """A convolution and its norm, with the size of the value between them read for a Resize elsewhere."""
     arrays = {"w": np.ones((2, 2, 3, 3)), "one": np.ones(2), "half": np.full(2, 0.5), "none": np.array([])}
     weights = {name: array.astype(np.float32) for name, array in arrays.items()}
@@ -391,7 +391,7 @@ def hooked(*before: NodeProto, **conv: Any) -> ModelProto:
         op("Resize", "x none none size", "s", mode="nearest"),
         op("Mul", "r s", "main"),
     ]
-    return model_of(*nodes, outputs="main", shape=(1, 2, "h", "w"), **weights)
+    return model_of(*nodes, outputs="main", shape=(1, 2, high, wide), **weights)
 
 
 def test_a_size_that_keeps_a_value_from_being_folded_is_read_elsewhere() -> None:
@@ -412,6 +412,35 @@ def test_a_size_that_nothing_else_has_keeps_its_value() -> None:
     outcome = engine.rewrite(draft, resolve(["conv-bn"]))
     assert not outcome.sizes and not outcome.matches and not draft.edited
     assert any(refusal.code == "escape" for refusal in outcome.refusals)
+
+
+def test_a_size_that_is_a_number_is_stored_where_its_value_goes() -> None:
+    model = hooked(high=7, wide=6)
+    draft = OnnxDraft(copied(model))
+    outcome = engine.rewrite(draft, resolve(["conv-bn"]))
+    result = draft.finish()
+    assert not outcome.sizes and op_histogram(result) == {"Conv": 1, "Relu": 1, "Resize": 1, "Mul": 1}
+    feeds = {"x": noise(1, 2, 7, 6)}
+    assert relative(run(result, feeds)["main"], run(model, feeds)["main"]) <= CLOSE
+
+
+def test_a_size_that_is_a_number_goes_where_nothing_else_needs_it() -> None:
+    """What is between the value and its size goes as well."""
+    model = hooked(high=7, wide=6)
+    shape = next(node for node in model.graph.node if node.op_type == "Shape")
+    shape.input[0] = "turned"
+    model.graph.node.insert(1, op("Transpose", "c", "turned", perm=[0, 1, 2, 3]))
+    draft = OnnxDraft(copied(model))
+    engine.rewrite(draft, resolve(["conv-bn"]))
+    assert op_histogram(draft.finish()) == {"Conv": 1, "Relu": 1, "Resize": 1, "Mul": 1}
+
+
+def test_a_known_size_that_is_an_output_keeps_its_value() -> None:
+    model = hooked(high=7, wide=6)
+    model.graph.output.append(helper.make_tensor_value_info("size", INT64, [4]))
+    draft = OnnxDraft(copied(model))
+    outcome = engine.rewrite(draft, resolve(["conv-bn"]))
+    assert any(refusal.code == "escape" for refusal in outcome.refusals) and not draft.edited
 
 
 def test_only_wanted_outputs_count() -> None:
