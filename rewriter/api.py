@@ -89,6 +89,8 @@ class Result:
         if not isinstance(self._made, ModelProto):
             from rewriter.checkpoints import program
 
+            if torch_graphs.is_module(self._made):
+                raise UsageError(f"{path}: a traced module is saved by torch: its state_dict, or torch.export of it")
             program.save(self._made, target, force=force)
             return target
         if self._source is not None and self._source.path is not None and not self.report.changed:
@@ -135,9 +137,14 @@ def apply(
             raise UsageError(
                 "rename, scrub, inputs and shapes are for ONNX models; a program of torch has none of them"
             )
-        program = torch_graphs.opened(model, example_inputs, dynamic_shapes)
+        opened_graph = torch_graphs.opened(model, example_inputs, dynamic_shapes)
         made = torch_graphs.apply(
-            program, loaded_patterns, keep_all=keep == ALL, compare=verify, max_rounds=max_rounds, progress=progress
+            opened_graph,
+            loaded_patterns,
+            keep_all=keep == ALL,
+            compare=verify,
+            max_rounds=max_rounds,
+            progress=progress,
         )
         return _of_program(made, model, loaded_patterns, started)
     if example_inputs is not None or dynamic_shapes is not None:
@@ -170,8 +177,8 @@ def _of_program(made: torch_graphs.Rewritten, given: Any, patterns: Sequence[Loa
     totals = made.before, made.after
     report = account.report(label, patterns, totals, made.outcome, made.verification or NOT_ASKED)
     report = replace(report, folds=made.folds, dead_before=made.dead_before, versions=versions("torch"))
-    shown = made.program.module() if torch_graphs.is_module(given) else made.program
-    return Result(shown, replace(report, seconds=time.monotonic() - started), made.program, None)
+    shown = made.model.module() if torch_graphs.is_module(given) and torch_graphs.is_program(made.model) else made.model
+    return Result(shown, replace(report, seconds=time.monotonic() - started), made.model, None)
 
 
 def find(

@@ -1,6 +1,6 @@
-"""Patterns on an exported program: rewritten, rounded, compared.
+"""Patterns on a model of torch: rewritten, rounded, compared.
 
-Invariant: the program that came is not changed; where nothing was to do, it is what comes back.
+Invariant: the model that came is not changed; where nothing was to do, it is what comes back.
 """
 
 from __future__ import annotations
@@ -8,22 +8,24 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.checking.record import Verdict, Verification
 from rewriter.checkpoints import bytesource
 from rewriter.checkpoints import program as archives
-from rewriter.errors import UsageError
+from rewriter.errors import InputError, UsageError
 from rewriter.graph import measure
 from rewriter.graph.view import Graph
 from rewriter.language.library import LoadedPattern
 from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
-from rewriter.torch_graphs import tracing
-from rewriter.torch_graphs.draft import ProgramDraft, operators
+from rewriter.torch_graphs import running, tracing
+from rewriter.torch_graphs.draft import FxDraft
+from rewriter.torch_graphs.module_draft import ModuleDraft
+from rewriter.torch_graphs.program_draft import ProgramDraft
 from rewriter.torch_graphs.verification import verify
 
 if TYPE_CHECKING:
@@ -34,10 +36,19 @@ Program: TypeAlias = "ExportedProgram | nn.Module"
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
-    """A program, what was done to it, and what it was and is in numbers."""
+class Opened:
+    """An ExportedProgram, or a GraphModule with the `inputs` that it is called with; `notes` say how it came."""
 
-    program: Any
+    model: Any
+    inputs: Sequence[Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A model, what was done to it, and what it was and is in numbers."""
+
+    model: Any
     outcome: Outcome
     before: Totals
     after: Totals
@@ -63,19 +74,30 @@ def is_archive(model: object) -> bool:
     return isinstance(model, str | Path) and Path(model).suffix.lower() == ".pt2"
 
 
-def opened(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Any:
-    """The program that is behind what was given: itself, in a .pt2 archive, or traced of a module."""
+def opened(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Opened:
+    """What is rewritten: a traced module as it is, or the program that is given, in an archive, or traced."""
     if is_module(model):
-        return tracing.export(model, example_inputs, dynamic_shapes)
+        return _of_module(model, example_inputs, dynamic_shapes)
     if example_inputs is not None or dynamic_shapes is not None:
         raise UsageError("example_inputs and dynamic_shapes are for modules; a program is traced already")
-    if is_archive(model):
-        return archives.load(bytesource.read(Path(model)))
-    return model
+    return Opened(archives.load(bytesource.read(Path(model))) if is_archive(model) else model)
+
+
+def _of_module(module: Any, example_inputs: Any, dynamic_shapes: Any) -> Opened:
+    """A GraphModule is traced; any other module is exported, or traced by its symbols where it cannot be."""
+    if tracing.is_traced(module):
+        return Opened(module, tracing.bound(module, example_inputs))
+    try:
+        return Opened(tracing.export(module, example_inputs, dynamic_shapes))
+    except InputError as problem:
+        traced = None if dynamic_shapes is not None else tracing.traced(module)
+        if traced is None:
+            raise
+        return Opened(traced, tracing.bound(traced, example_inputs), (f"traced by torch.fx: {problem}",))
 
 
 def apply(
-    program: Any,
+    given: Opened,
     patterns: Sequence[LoadedPattern],
     *,
     keep_all: bool,
@@ -83,20 +105,26 @@ def apply(
     max_rounds: int,
     progress: Progress | None,
 ) -> Rewritten:
-    draft = ProgramDraft(program)
+    draft = ProgramDraft(given.model) if given.inputs is None else ModuleDraft(given.model, given.inputs)
     graph = draft.view()
     shapes = {value.name: value.shape for value in graph.values.values() if value.shape is not None}
-    before = _totals(draft, graph)
+    before, stored = _totals(draft, graph), {name for name, v in graph.values.items() if v.constant is not None}
     outcome = rewrite(draft, patterns, keep_all=keep_all, max_rounds=max_rounds, progress=progress, shapes=shapes)
     made, left = draft.finish(), draft.view()
     after = _totals(draft, left) if draft.edited else before
-    stored = {*program.state_dict, *program.constants}
-    folds = _folds(outcome, left.values, stored)
     verification = None
     if compare:
-        unchanged = Verification(Verdict.OK, "nothing was changed")
-        verification = verify(program, made, _told(progress)) if draft.edited else unchanged
-    return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification)
+        verification = Verification(Verdict.OK, "nothing was changed")
+        if draft.edited:
+            verification = verify(_runnable(given.model, given), _runnable(made, given), _told(progress))
+        verification = replace(verification, notes=(*given.notes, *verification.notes))
+    return Rewritten(
+        made, outcome, before, after, _folds(outcome, left.values, stored), draft.dead_before, verification
+    )
+
+
+def _runnable(model: Any, given: Opened) -> running.Program | running.Module:
+    return running.Program(model) if given.inputs is None else running.Module(model, given.inputs)
 
 
 def _folds(outcome: Outcome, present: Collection[str], stored: Collection[str]) -> tuple[FoldRecord, ...]:
@@ -105,8 +133,8 @@ def _folds(outcome: Outcome, present: Collection[str], stored: Collection[str]) 
     return tuple(FoldRecord(f.tensor, tuple(s for s in f.sources if s in stored)) for f in found)
 
 
-def _totals(draft: ProgramDraft, graph: Graph) -> Totals:
-    ops = Counter(operators(draft.graph))
+def _totals(draft: FxDraft, graph: Graph) -> Totals:
+    ops = Counter(draft.operators())
     shapes = {value.name: value.shape for value in graph.values.values() if value.shape is not None}
     return Totals(
         nodes=sum(ops.values()),

@@ -21,18 +21,26 @@ FxNode: TypeAlias = Any
 Ints: TypeAlias = "tuple[int, ...]"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A tensor that a node holds itself, as a module does, by its name in the state dict."""
+
+    name: str
+    constant: Constant
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     node: FxNode
     op: str  # "conv2d": the operator without overload and underscore
     overload: str
     args: Mapping[str, Any]
-    values: Callable[[FxNode], Value]
+    values: Callable[[Any], Value]
 
     def value(self, name: str) -> Value | None:
         """The value behind an argument: of a node, or a number as a constant; None where it is None."""
         given = self.args.get(name)
-        if is_node(given):
+        if is_node(given) or isinstance(given, Held):
             return self.values(given)
         if isinstance(given, bool | int | float):
             return self.held(name, np.asarray(given), self.dtype if isinstance(given, float) else None)
@@ -72,7 +80,7 @@ def is_node(given: Any) -> bool:
     return hasattr(given, "all_input_nodes")
 
 
-def call_of(node: FxNode, values: Callable[[FxNode], Value]) -> Call | None:
+def call_of(node: FxNode, values: Callable[[Any], Value]) -> Call | None:
     """The call that a node is; None where its target has no schema."""
     schema = schema_of(node)
     if schema is None:

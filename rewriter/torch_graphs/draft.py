@@ -1,14 +1,13 @@
-"""An exported program under edit: the seven edits on a copy of its graph, and a program made of it at the end.
+"""An fx graph under edit: the seven edits, whatever kind of model the graph is of.
 
-Invariant: the program that came is never changed, and what no edit touches is shared with it: tensors, sizes, guards,
-the structure of inputs. Only what our own edits orphaned is removed. Kernels stay float64 between rounds, are rounded
-once at the end, and what is stored is then held against what was proved.
+Invariant: the graph is a copy, in which nodes that no edit touches stay as they are and in their order. Only what our
+own edits orphaned is removed. Kernels stay float64 between rounds; the kinds of model round them once, at the end.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rewriter.graph.view import Constant, Graph, Node
@@ -23,36 +22,62 @@ from rewriter.rewriting.edits import (
     Undeclare,
     ends,
 )
-from rewriter.torch_graphs import making, outputs
-from rewriter.torch_graphs.calls import FxNode, fake, is_assert, op_of
-from rewriter.torch_graphs.mutations import mutations, out_of_place, writes
+from rewriter.torch_graphs import making
+from rewriter.torch_graphs.calls import FxNode, fake, is_assert
+from rewriter.torch_graphs.dialect import Dialect
+from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.naming import Names
 from rewriter.torch_graphs.picture import Native, Surroundings, picture
-from rewriter.torch_graphs.signature import Signature
-from rewriter.torch_graphs.tensors import nodes_in, stored
+from rewriter.torch_graphs.tensors import nodes_in
 
 
-class ProgramDraft:
-    """`program` is an ExportedProgram; it is read and not changed."""
+class FxDraft(ABC):
+    """`graph` is ours to edit; what a kind of graph does in its own way is left to the classes below."""
 
-    def __init__(self, program: Any) -> None:
-        self.program = program
-        self.graph: Any = copy.deepcopy(program.graph)  # copies no tensors
-        self.signature = Signature.of(program, self.graph)
+    def __init__(self, graph: Any, dialect: Dialect, tensors: Collection[str]) -> None:
+        self.graph = graph
+        self.dialect = dialect
         self.edited = False
         self._made: dict[str, Constant] = {}
         self._called: dict[FxNode, str] = {}  # nodes that the engine gave a name of its own
         self._view: Graph | None = None
-        self._names = Names({n.name for n in self.graph.nodes}, self.signature.tensors)
+        self._names = Names({n.name for n in graph.nodes}, tensors)
         self._dead_at_first = self._dead()
+
+    @abstractmethod
+    def finish(self) -> Any:
+        """The model with everything stored; the draft ends with it."""
+
+    @abstractmethod
+    def _surroundings(self) -> Surroundings: ...
+
+    @abstractmethod
+    def _names_of_nodes(self) -> dict[FxNode, str]:
+        """The nodes that are called otherwise in the view than in the graph."""
+
+    @abstractmethod
+    def _make(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        """The node of an edit, and those that it needs before it, inserted before `at`."""
+
+    @abstractmethod
+    def _place(self, name: str, constant: Constant) -> FxNode:
+        """A node that gives a new tensor."""
+
+    @abstractmethod
+    def _remove_output(self, node: FxNode) -> None: ...
 
     @property
     def dead_before(self) -> tuple[str, ...]:
         return tuple(n.name for n in self.graph.nodes if n in self._dead_at_first)
 
+    def operators(self) -> list[str]:
+        """The operators of the graph as it stands, by name, one entry for each node that is one."""
+        called = [n for n in self.graph.nodes if n.op.startswith("call_") and not is_assert(n)]
+        return [self.dialect.name(node).rpartition(".")[2] for node in called]
+
     def view(self) -> Graph:
         if self._view is None:
-            self._view = picture(self.graph, self._surroundings())
+            self._view = picture(self.graph, self._surroundings(), self.dialect)
         return self._view
 
     def fresh(self, hint: str) -> str:
@@ -71,7 +96,7 @@ class ProgramDraft:
         for edit in edits:
             match edit:
                 case RemoveOutput():
-                    outputs.remove(self.graph, self.signature, table[edit.name])
+                    self._remove_output(table[edit.name])
                 case Reread():
                     self._reread(edit, table)
                 case _:
@@ -83,33 +108,14 @@ class ProgramDraft:
         if any(isinstance(edit, Undeclare) for edit in edits):
             self._remeasure()
 
-    def finish(self) -> Any:
-        """The program with everything stored; the draft ends with it."""
-        if not self.edited:
-            return self.program
-        made = {
-            name: stored(name, constant.load(), constant.dtype)
-            for name, constant in self._made.items()
-            if any(called == name and n.users for n, called in self._called.items())
-        }
-        return self.signature.finished(self.graph, made)
-
     # --- names -------------------------------------------------------------------------------------------------------
-
-    def _surroundings(self) -> Surroundings:
-        held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}
-        held |= {n: self._made[name] for n, name in self._called.items() if name in self._made}
-        names = {**self.signature.names, **self._called}
-        return Surroundings(
-            held, self.signature.inputs, outputs.wanted(self.graph, self.signature), self._kept(), names
-        )
 
     def _kept(self) -> set[FxNode]:
         return set(nodes_in(self.graph.output_node().args))
 
     def _table(self) -> dict[str, FxNode]:
         """The fx node of every value, by the name that the view gives it."""
-        names: dict[FxNode, str] = {**self.signature.names, **self._called}
+        names = self._names_of_nodes()
         table: dict[str, Any] = {}
         for node in self.graph.nodes:
             table.setdefault(names.get(node) or node.name, node)
@@ -118,11 +124,11 @@ class ProgramDraft:
     # --- edits -------------------------------------------------------------------------------------------------------
 
     def _add(self, edit: AddNode, table: dict[str, FxNode]) -> None:
-        inputs = [self._input(name, table) for name in edit.inputs]
         at, old = _native(edit.at).node, table.get(edit.output)
         like = _native(edit.like).node if edit.like is not None else at
-        with self.graph.inserting_before(at):
-            made = making.make(self.graph, edit, inputs, like)[-1]
+        before = len(self.graph.nodes)
+        made = self._make(edit, table, at)
+        making.describe(made, len(self.graph.nodes) - before, like, lambda node: self._measure(node, at))
         if old is None:
             self._called[made] = edit.output
         else:
@@ -139,10 +145,8 @@ class ProgramDraft:
 
     def _input(self, name: str, table: dict[str, FxNode]) -> FxNode:
         if name not in table:
-            constant = self._made[name]
-            placeholder = self.signature.add(self.graph, name, constant)
-            self._called[placeholder] = name
-            table[name] = placeholder
+            table[name] = self._place(name, self._made[name])
+            self._called[table[name]] = name
         return table[name]
 
     def _reread(self, edit: Reread, table: dict[str, FxNode]) -> None:
@@ -152,14 +156,14 @@ class ProgramDraft:
             node.args = (*node.args[:2], index)
             return
         node.replace_input_with(table[edit.old], self._input(edit.new, table))
-        _detach(node)
+        self.dialect.detach(node)
 
     def _rewire(self, rewires: Mapping[str, str], table: dict[str, FxNode], removed: set[FxNode]) -> None:
         """What changed a value in place changes it no longer: another, with other readers, is in its place."""
         for old, new in rewires.items():
             one, other = table[old], table[new]
             for user in (*one.users, *other.users):
-                _detach(user)
+                self.dialect.detach(user)
             if one in removed:
                 _replace(one, other)
             else:  # what made `old` makes `new`, which nobody else makes any longer
@@ -184,7 +188,7 @@ class ProgramDraft:
 
     def _dead(self) -> set[FxNode]:
         """The nodes that no output needs and that change nothing."""
-        impure = mutations(self.graph).impure
+        impure = mutations(self.graph, self.dialect).impure
         dead: set[FxNode] = set()
         for node in reversed(self.graph.nodes):
             if node.op in ("placeholder", "output") or node in impure or fake(node) is None:
@@ -192,6 +196,11 @@ class ProgramDraft:
             if all(user in dead or is_assert(user) for user in node.users):
                 dead.add(node)
         return dead
+
+    def _measure(self, node: FxNode, at: FxNode) -> None:
+        """Find what a new node gives, which stands where `at` stood."""
+        del at
+        making.revalue(node)
 
     def _remeasure(self) -> None:
         """Sizes behind a stack that went are others than they were."""
@@ -219,13 +228,6 @@ def _replace(old: FxNode, new: FxNode) -> None:
     old.replace_all_uses_with(new, delete_user_cb=another)
 
 
-def _detach(node: FxNode) -> None:
-    """The out-of-place form of an in-place operator."""
-    target = out_of_place(node) if writes(node) else None
-    if target is not None:
-        node.target = target
-
-
 def reorder(graph: Any) -> None:
     """Every node behind what it reads, the others as they stood."""
     place = {node: index for index, node in enumerate(graph.nodes)}
@@ -245,8 +247,3 @@ def reorder(graph: Any) -> None:
             if node not in done and node is not last:
                 done.add(node)
                 last.prepend(node)
-
-
-def operators(graph: Any) -> list[str]:
-    """The operators of a graph, by name, one entry for each node that is one."""
-    return [op_of(node) for node in graph.nodes if node.op == "call_function" and not is_assert(node)]

@@ -18,17 +18,14 @@ CARRIED = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "cus
 """What a node is told about where it comes from, which the one in its place goes on telling."""
 
 
-def make(graph: Any, edit: AddNode, inputs: list[FxNode], like: FxNode) -> list[FxNode]:
-    """The fx nodes of an edit in order, the result last, inserted where the graph's insertion point is."""
-    before = len(graph.nodes)
-    last = MAKERS[edit.op](graph, edit, inputs)
-    made = [last]
-    while len(made) < len(graph.nodes) - before:
+def describe(last: FxNode, count: int, like: FxNode, measure: Callable[[FxNode], None]) -> None:
+    """Say of the `count` nodes that end with `last` where they come from, and what they give."""
+    made: list[FxNode] = [last][:count]
+    while len(made) < count:
         made.insert(0, made[0].prev)
     for node in made:
         node.meta.update({key: like.meta[key] for key in CARRIED if key in like.meta})
-        revalue(node)
-    return made
+        measure(node)
 
 
 def revalue(node: FxNode) -> None:

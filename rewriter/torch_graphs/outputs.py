@@ -7,10 +7,11 @@ structure is another (a dataclass, a named tuple) the place stays, and holds Non
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from rewriter.torch_graphs.calls import FxNode, fake, is_node, is_tensor
 from rewriter.torch_graphs.signature import Signature, nodes_of
+from rewriter.torch_graphs.structures import pruned
 
 
 def wanted(graph: Any, signature: Signature) -> list[FxNode]:
@@ -41,28 +42,19 @@ def remove(graph: Any, signature: Signature, gone: FxNode) -> None:
         node.meta["val"] = tuple(fake(n) if is_node(n) else n for n in node.args[0])
 
 
-GONE = object()
-
-
 def _without(found: Any, places: set[int]) -> Any:
     """The structure without some of its leaves, which are numbered."""
     import torch.utils._pytree as pytree
 
-    tree: Any = pytree
-    if isinstance(found, int):
-        return GONE if found in places else found
-    if type(found) in (list, tuple):
-        kept = [part for item in cast("Sequence[Any]", found) if (part := _without(item, places)) is not GONE]
-        return type(found)(kept) if kept or not found else GONE
-    if isinstance(found, dict):
-        entries = cast("dict[Any, Any]", found)
-        made = {key: part for key, item in entries.items() if (part := _without(item, places)) is not GONE}
-        return type(entries)(made) if made or not entries else GONE
+    def goes(leaf: Any) -> bool:
+        return isinstance(leaf, int) and leaf in places
 
     def blank(leaf: Any) -> Any:
         return None if leaf in places else leaf
 
-    return tree.tree_map(blank, found)
+    tree: Any = pytree
+    plain = pruned(found, goes)
+    return tree.tree_map(blank, plain)
 
 
 def _is_users(spec: Any) -> bool:

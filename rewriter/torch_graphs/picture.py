@@ -13,19 +13,8 @@ from typing import Any
 
 from rewriter.graph.raw import Canonical, Foreign
 from rewriter.graph.view import Constant, Dim, Graph, Node, Value
-from rewriter.torch_graphs.calls import (
-    FxNode,
-    call_of,
-    dtype_of,
-    fake,
-    is_assert,
-    is_getitem,
-    is_tensor,
-    op_of,
-    path_of,
-    schema_of,
-    shape_of,
-)
+from rewriter.torch_graphs.calls import FxNode, Held, dtype_of, fake, is_assert, is_getitem, shape_of
+from rewriter.torch_graphs.dialect import Dialect
 from rewriter.torch_graphs.mutations import Mutations, mutations
 from rewriter.torch_graphs.onnx_terms import OPSET
 from rewriter.torch_graphs.readings import read
@@ -59,14 +48,15 @@ class Surroundings:
     names: Mapping[FxNode, str]
 
 
-def picture(graph: Any, around: Surroundings) -> Graph:
-    return _Builder(graph, around).build()
+def picture(graph: Any, around: Surroundings, dialect: Dialect) -> Graph:
+    return _Builder(graph, around, dialect).build()
 
 
 @dataclass(slots=True)
 class _Builder:
     graph: Any
     around: Surroundings
+    dialect: Dialect
     values: dict[str, Value] = field(default_factory=dict[str, Value])
     by_node: dict[FxNode, Value] = field(default_factory=dict[FxNode, Value])
     readers: dict[FxNode, list[int]] = field(default_factory=dict[FxNode, list[int]])
@@ -75,7 +65,7 @@ class _Builder:
     changes: Mutations = field(default_factory=Mutations)
 
     def build(self) -> Graph:
-        self.changes = mutations(self.graph)
+        self.changes = mutations(self.graph, self.dialect)
         for node in self.around.stored:
             self.alike.setdefault(self.around.names.get(node, node.name), []).append(node)
         operators = self._operators()
@@ -84,7 +74,7 @@ class _Builder:
                 self.readers.setdefault(read_node, []).append(index)
         nodes = tuple([self._node(index, node) for index, node in enumerate(operators)])
         inputs, outputs = ([self._value(n) for n in part] for part in (self.around.inputs, self.around.outputs))
-        return Graph(nodes, self.values, tuple(inputs), tuple(outputs), OPSET, shapes_hold=True)
+        return Graph(nodes, self.values, tuple(inputs), tuple(outputs), OPSET, self.dialect.shapes_hold)
 
     def _operators(self) -> list[FxNode]:
         found: list[FxNode] = []
@@ -101,9 +91,20 @@ class _Builder:
         """What an operator reads; a check of a type reads nothing that an edit could change."""
         return [] if is_assert(node) else nodes_in((node.args, node.kwargs))
 
-    def _value(self, node: FxNode) -> Value:
+    def _value(self, node: Any) -> Value:
+        """What stands behind a node, or behind a tensor that the node at hand holds itself."""
+        if isinstance(node, Held):
+            return self._held(node)
         known = self.by_node.get(node)
         return known if known is not None else self._make(node, None, self.around.stored.get(node))
+
+    def _held(self, held: Held) -> Value:
+        known = self.values.get(held.name)
+        if known is None:
+            constant = held.constant
+            known = Value(held.name, None, (), constant=constant, shape=constant.shape, dtype=constant.dtype)
+            self.values[held.name] = known
+        return known
 
     def _make(self, node: FxNode, producer: int | None, constant: Constant | None) -> Value:
         if node in self.changes.changed:
@@ -113,7 +114,7 @@ class _Builder:
         if twin is not None:  # one stored tensor under several names
             self.by_node[node] = twin
             return twin
-        shape: tuple[Dim, ...] | None = shape_of(node) if constant is None else constant.shape
+        shape: tuple[Dim, ...] | None = self._shape(node) if constant is None else constant.shape
         readers = [index for n in self.alike.get(name, [node]) for index in self.readers.get(n, ())]
         value = Value(
             name,
@@ -129,27 +130,36 @@ class _Builder:
         self.values[name] = self.by_node[node] = value
         return value
 
+    def _shape(self, node: FxNode) -> tuple[Dim, ...] | None:
+        """Extents that were seen and not proved stay open."""
+        shape = shape_of(node)
+        if shape is None or self.dialect.shapes_hold:
+            return shape
+        return tuple([extent if isinstance(extent, int) else None for extent in shape])
+
     def _node(self, index: int, node: FxNode) -> Node:
         reads = self._reads(node)
         data = tuple([self._value(n) for n in reads if n.op != "get_attr" or n in self.around.stored])
         getitems = sorted(self.results.get(node, ()), key=lambda n: n.args[1])
-        call = call_of(node, self._value)
-        found = read(call, _own_name(node), data, several=any(n.args[1] > 0 for n in getitems))
+        call = self.dialect.call(node, self._value)
+        found = read(call, self.dialect.name(node), data, several=any(n.args[1] > 0 for n in getitems))
         reading = self._marked(node, reads, found.canonical, data)
         constant = self._constant(node, data)
-        scope = path_of(node)
+        scope = self.dialect.scope(node)
         return Node(
             index, reading.op, f"{scope}/{node.name}", reading.data, self._outputs(index, node, getitems, constant),
             reading.consts, reading.attrs, scope, Native(found.raw, (node, *getitems)), reading.problem,
-            captures=(), layered=schema_of(node) is None and is_tensor(fake(node)),
+            captures=(), layered=self.dialect.layered(node),
         )  # fmt: skip
 
     def _marked(self, node: FxNode, reads: Sequence[FxNode], reading: Canonical, data: tuple[Value, ...]) -> Canonical:
         """An in-place operator is its out-of-place form where nobody can tell."""
-        changed = any(n in self.changes.changed for n in (node, *reads))
-        if changed or (node in self.changes.impure and reading.problem is None):
-            return replace(reading, data=data, consts={}, problem=CHANGED)
-        return reading
+        problem = self.dialect.problem(node)
+        if any(n in self.changes.changed for n in (node, *reads)):
+            problem = CHANGED
+        elif node in self.changes.impure and reading.problem is None:
+            problem = problem or CHANGED
+        return reading if problem is None else replace(reading, data=data, consts={}, problem=problem)
 
     def _constant(self, node: FxNode, data: Sequence[Value]) -> Constant | None:
         unique = {n: self._value(n).constant for n in node.all_input_nodes}
@@ -168,9 +178,3 @@ class _Builder:
             made += [Value("", index, ()) for _ in range(n.args[1] - len(made))]  # results that nobody takes
             made.append(self._make(n, index, None))
         return tuple(made)
-
-
-def _own_name(node: FxNode) -> str:
-    """The name of an operator that the vocabulary has no word for."""
-    schema = schema_of(node)
-    return f"{'python' if schema is None else schema.name.partition('::')[0]}.{op_of(node)}".lower()

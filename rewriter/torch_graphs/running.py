@@ -1,27 +1,125 @@
-"""Running an exported program on tensors of our own.
+"""Running models of torch on tensors of our own.
 
-Invariant: the program that is run is never changed, nor is a tensor of it: what a run might change is a copy. Guards
-are not asked; the inputs are made for the sizes that the program says.
+Invariant: a model that is run is never changed, nor is a tensor of it: what a run might change is a copy. Guards are
+not asked; the inputs are made for the sizes that the model says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rewriter.checking import samples
+from rewriter.checking.samples import Case
+from rewriter.checking.sizes import InputSpec
+from rewriter.graph.tensors import dtype_enum
+from rewriter.torch_graphs.tensors import name_of, tensor_of
 
-def run(program: Any, inputs: Sequence[Any], change: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-    """What the user gets of flat `inputs`, by the names of the outputs; `change` is made of every stored tensor."""
-    import torch
-    from torch.fx import Interpreter
 
-    module = program.graph_module
-    args = [value.clone() if hasattr(value, "clone") else value for value in _arguments(program, inputs, change)]
-    with torch.no_grad():
-        found: Any = Interpreter(module).run(*args)
-    specs = program.graph_signature.output_specs
-    pairs = zip(specs, found, strict=True)
-    return {spec.arg.name: value for spec, value in pairs if spec.kind.name == "USER_OUTPUT" and value is not None}
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An exported program that can be run."""
+
+    program: Any
+
+    def run(self, inputs: Sequence[Any], change: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+        import torch
+        from torch.fx import Interpreter
+
+        given = [*_arguments(self.program, inputs, change)]
+        args = [value.clone() if hasattr(value, "clone") else value for value in given]
+        with torch.no_grad():
+            found: Any = Interpreter(self.program.graph_module).run(*args)
+        pairs = zip(self.program.graph_signature.output_specs, found, strict=True)
+        return {spec.arg.name: value for spec, value in pairs if spec.kind.name == "USER_OUTPUT" and value is not None}
+
+    def tensors(self) -> list[Any]:
+        found = [*self.program.state_dict.values(), *self.program.constants.values()]
+        return [t for t in found if hasattr(t, "untyped_storage")]
+
+    def cases(self) -> list[tuple[Case, list[Any]]]:
+        nodes, given = inputs_of(self.program), examples(self.program)
+        made: list[tuple[Case, list[Any]]] = []
+        for number, chosen in enumerate(sizes(self.program)):
+            shapes: list[tuple[int, ...] | None] = []
+            for node in nodes:
+                tensor = hasattr(node.meta.get("val"), "untyped_storage")
+                if not tensor and given is None:
+                    raise ValueError(f"its input {node.name} is no tensor, and it holds no example inputs")
+                shapes.append(shape_at(node, chosen) if tensor else None)
+            wanted = [Wanted(n.name, s, n.meta.get("val")) for n, s in zip(nodes, shapes, strict=True)]
+            made += cases(wanted, given, number)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A GraphModule that can be run, with the inputs that it was traced with."""
+
+    module: Any
+    inputs: Sequence[Any]
+
+    def run(self, inputs: Sequence[Any], change: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+        import torch
+        import torch.utils._pytree as pytree
+
+        tree: Any = pytree
+        state: dict[str, Any] = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        if change is not None:
+            state |= {n: change(p.detach()) for n, p in self.module.named_parameters() if p.is_floating_point()}
+            state |= {n: change(b) for n, b in state.items() if b.is_floating_point()}
+        args = tuple([value.clone() if hasattr(value, "clone") else value for value in inputs])
+        with torch.no_grad():
+            found: Any = torch.func.functional_call(self.module, state, args)
+        nodes = tree.tree_leaves(self.module.graph.output_node().args[0])
+        pairs = zip(nodes, tree.tree_leaves(found), strict=True)
+        return {node.name: value for node, value in pairs if hasattr(node, "users") and value is not None}
+
+    def tensors(self) -> list[Any]:
+        return [*self.module.parameters(), *self.module.buffers()]
+
+    def cases(self) -> list[tuple[Case, list[Any]]]:
+        """Noise of the sizes of the inputs, and of one more in the batch, where the model takes that."""
+        made: list[tuple[Case, list[Any]]] = []
+        for more in (0, 1):
+            wanted: list[Wanted] = []
+            for place, value in enumerate(self.inputs):
+                tensor = hasattr(value, "untyped_storage")
+                shape = tuple(value.shape) if tensor else None
+                larger = (shape[0] + more, *shape[1:]) if shape and len(shape) > 1 else shape
+                wanted.append(Wanted(f"input{place}", larger, value))
+            made += cases(wanted, [*self.inputs], more)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An input to be made up, of the type and on the device of `like`; one without a shape is what it was."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    like: Any
+
+
+def cases(wanted: Sequence[Wanted], given: Sequence[Any] | None, number: int) -> list[tuple[Case, list[Any]]]:
+    """The input sets of one size."""
+    tensors = [w for w in wanted if w.shape is not None]
+    specs = [InputSpec(w.name, dtype_enum(name_of(w.like.dtype)), w.shape) for w in tensors]
+    return [
+        (case, [_input(w, case, None if given is None else given[i]) for i, w in enumerate(wanted)])
+        for case in samples.cases(specs, {}, number, {}, {})
+    ]
+
+
+def _input(wanted: Wanted, case: Case, example: Any) -> Any:
+    """Noise where the user gives floats; whole numbers (ids, masks) as they were, where they fit."""
+    array = case.feeds.get(wanted.name)
+    if array is None:
+        return example
+    if array.dtype.kind in "biu" and example is not None and tuple(example.shape) == array.shape:
+        return example
+    return tensor_of(array, name_of(wanted.like.dtype)).to(wanted.like.device)
 
 
 def _arguments(program: Any, inputs: Sequence[Any], change: Callable[[Any], Any] | None) -> list[Any]:

@@ -33,6 +33,45 @@ def export(module: Any, inputs: Any, dynamic_shapes: Any = None) -> Any:
             raise InputError(_words(module, problem)) from problem
 
 
+def is_traced(module: Any) -> bool:
+    from torch.fx import GraphModule
+
+    return isinstance(module, GraphModule)
+
+
+def traced(module: Any) -> Any:
+    """The module traced by its symbols, which asks for no inputs; None where that fails too."""
+    from torch.fx import symbolic_trace
+
+    with evaluating(module), silenced():
+        try:
+            return symbolic_trace(module)
+        except Exception:  # what a model does may fail in any way; the export has said why it cannot be traced
+            return None
+
+
+def bound(module: Any, inputs: Any) -> list[Any]:
+    """A value for every placeholder of a traced module, in their order."""
+    if inputs is None:
+        raise UsageError("example_inputs: a traced module is run on them; give the inputs that it is called with")
+    args, kwargs = _arguments(inputs)
+    waiting, found = list(args), list[Any]()
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if waiting:
+            found.append(waiting.pop(0))
+        elif node.target in kwargs:
+            found.append(kwargs.pop(node.target))
+        elif node.args:
+            found.append(node.args[0])
+        else:
+            raise UsageError(f"example_inputs: the module is called with {node.target!r}, too")
+    if waiting or kwargs:
+        raise UsageError("example_inputs: there are more than the module is called with")
+    return found
+
+
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), {**cast("Mapping[str, Any]", inputs)}

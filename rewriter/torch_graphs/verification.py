@@ -9,23 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from rewriter.checking import compare, samples
+from rewriter.checking import compare
 from rewriter.checking.compare import Measured
 from rewriter.checking.record import OutputCheck, Verdict, Verification
 from rewriter.checking.samples import Case
-from rewriter.checking.sizes import InputSpec
-from rewriter.graph.tensors import dtype_enum
 from rewriter.graph.view import Array
-from rewriter.torch_graphs import running
-from rewriter.torch_graphs.tensors import array_of, name_of, tensor_of
+from rewriter.torch_graphs.tensors import array_of, name_of
 
 SEEDS = (1, 2, 3)
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 ORDER = (Verdict.FAILED, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE, Verdict.OK)
 
 Tell = Callable[[str], None]
+Change = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +33,22 @@ class _Ran:
     outputs: dict[str, Array]
 
 
-def verify(before: Any, after: Any, tell: Tell) -> Verification:
-    """Run both on the sizes of the export and, where sizes are open, on others."""
+class Subject(Protocol):
+    """A model that can be run."""
+
+    def cases(self) -> list[tuple[Case, list[Any]]]:
+        """Input sets, those of the sizes that it came with first (as size 0)."""
+        ...
+
+    def run(self, inputs: Sequence[Any], change: Change | None = None) -> dict[str, Any]:
+        """Its outputs by name, on copies of what a run might change; `change` is made of every stored tensor."""
+        ...
+
+    def tensors(self) -> list[Any]: ...
+
+
+def verify(before: Subject, after: Subject, tell: Tell) -> Verification:
+    """Run both on the sizes that the model came with and, where sizes are open, on others."""
     started = time.monotonic()
     notes: list[str] = []
     try:
@@ -51,7 +63,7 @@ def verify(before: Any, after: Any, tell: Tell) -> Verification:
     sets: dict[str, list[Measured]] = {}
     for one in ran:
         tell(f"rewritten, {one.case.label}")
-        found = _arrays(running.run(after, one.inputs))
+        found = _arrays(after.run(one.inputs))
         for name, array in found.items():
             difference = compare.difference(one.outputs[name], array, parts=True)
             taken = own.get((name, one.case.size))
@@ -65,61 +77,29 @@ def verify(before: Any, after: Any, tell: Tell) -> Verification:
     )  # fmt: skip
 
 
-def _originals(program: Any, tell: Tell, notes: list[str]) -> list[_Ran]:
+def _originals(program: Subject, tell: Tell, notes: list[str]) -> list[_Ran]:
     """What the original gives on every input set that it runs on; it has to run on those of the export's sizes."""
     ran: list[_Ran] = []
-    for case, inputs in _cases(program):
+    for case, inputs in program.cases():
         tell(f"original, {case.label}")
         try:
-            ran.append(_Ran(case, inputs, _arrays(running.run(program, inputs))))
+            ran.append(_Ran(case, inputs, _arrays(program.run(inputs))))
         except Exception as problem:  # of many types; each says that these inputs are none for the program
             said = " ".join(str(problem).split())[:200]
             if case.size == 0:
-                raise ValueError(f"the program does not run on {case.label}: {said}") from problem
+                raise ValueError(f"the model does not run on {case.label}: {said}") from problem
             notes.append(f"the original does not run on {case.label}, which was left out: {said}")
     return ran
 
 
-def _varying(program: Any, ran: _Ran) -> list[str]:
+def _varying(program: Subject, ran: _Ran) -> list[str]:
     """The outputs that are others in a second run on the same inputs."""
-    again = _arrays(running.run(program, ran.inputs))
+    again = _arrays(program.run(ran.inputs))
     found = {name: compare.difference(array, again[name]) for name, array in ran.outputs.items()}
     return [name for name, difference in found.items() if difference.problem or difference.error]
 
 
-def _cases(program: Any) -> list[tuple[Case, list[Any]]]:
-    nodes = running.inputs_of(program)
-    given = running.examples(program)
-    made: list[tuple[Case, list[Any]]] = []
-    for number, chosen in enumerate(running.sizes(program)):
-        specs: list[InputSpec] = []
-        for node in nodes:
-            fake = node.meta.get("val")
-            if hasattr(fake, "untyped_storage"):
-                specs.append(InputSpec(node.name, dtype_enum(name_of(fake.dtype)), running.shape_at(node, chosen)))
-            elif given is None:
-                raise ValueError(f"its input {node.name} is no tensor, and it holds no example inputs")
-        for case in samples.cases(specs, {}, number, {}, {}):
-            made.append((case, _inputs(nodes, case, given)))
-    return made
-
-
-def _inputs(nodes: Sequence[Any], case: Case, given: list[Any] | None) -> list[Any]:
-    """Noise where the user gives floats; whole numbers (ids, masks) as in the export, where they fit."""
-    found: list[Any] = []
-    for place, node in enumerate(nodes):
-        example = None if given is None else given[place]
-        array = case.feeds.get(node.name)
-        if array is None:
-            found.append(example)
-            continue
-        whole = array.dtype.kind in "biu" and example is not None and tuple(example.shape) == array.shape
-        made: Any = example if whole else tensor_of(array, name_of(node.meta["val"].dtype))
-        found.append(made.to(node.meta["val"].device))
-    return found
-
-
-def _own_errors(program: Any, ran: Sequence[_Ran], unit: float, tell: Tell) -> dict[tuple[str, int], Array]:
+def _own_errors(program: Subject, ran: Sequence[_Ran], unit: float, tell: Tell) -> dict[tuple[str, int], Array]:
     """The original's own change, by output and size, when every float weight is off by at most one rounding."""
     import torch
 
@@ -135,7 +115,7 @@ def _own_errors(program: Any, ran: Sequence[_Ran], unit: float, tell: Tell) -> d
 
         for one in ran:
             if one.case.anchor:
-                found = _arrays(running.run(program, one.inputs, off))
+                found = _arrays(program.run(one.inputs, off))
                 for name, array in found.items():
                     error = compare.own_error(compare.difference(one.outputs[name], array, parts=True))
                     key = (name, one.case.size)
@@ -143,9 +123,8 @@ def _own_errors(program: Any, ran: Sequence[_Ran], unit: float, tell: Tell) -> d
     return own
 
 
-def _types(program: Any) -> set[str]:
-    tensors = [*program.state_dict.values(), *program.constants.values()]
-    return {name_of(t.dtype) for t in tensors if hasattr(t, "dtype") and t.is_floating_point()}
+def _types(program: Subject) -> set[str]:
+    return {name_of(t.dtype) for t in program.tensors() if t.is_floating_point()}
 
 
 def _arrays(outputs: dict[str, Any]) -> dict[str, Array]:
@@ -157,10 +136,10 @@ def _arrays(outputs: dict[str, Any]) -> dict[str, Array]:
     }
 
 
-def _engine(program: Any) -> str:
+def _engine(program: Subject) -> str:
     import torch
 
-    tensors = [t for t in program.state_dict.values() if hasattr(t, "device")]
+    tensors = program.tensors()
     return f"torch {torch.__version__}, {tensors[0].device if tensors else 'cpu'}, eager"
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from fixtures.judge import op_histogram
 from rewriter import api
@@ -36,9 +36,9 @@ LIMIT = 2e-5  # of the largest value, or of 1; folds that drop or move a tap are
 class Block:
     """A block under way, with the label its construction gives it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: int = TensorProto.FLOAT) -> None:
         self.chance = random.Random(seed)
-        self.sketch = Sketch(seed=seed)
+        self.sketch = Sketch(seed=seed, dtype=kind)
         self.axes = self.chance.choice([2, 2, 2, 2, 1, 3])
         self.size = SIZES[self.axes]
         self.stride = self.chance.choice([1, 1, 1, 2])

@@ -51,6 +51,31 @@ class Net(nn.Module):
         return self.two(self.drop(y)) + y
 
 
+class Tied(nn.Module):
+    """Two layers on one kernel, one of which has a norm that folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.two.weight = self.one.weight
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.one(x)) * torch.sigmoid(self.two(x))
+
+
+class Two(nn.Module):
+    """A trunk with a main head and an auxiliary one, in a dict with a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.main, self.aux = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | list[Tensor]]:
+        y = torch.relu(self.trunk(x))
+        return {"main": self.main(y), "aux": [self.aux(y)]}
+
+
 def image(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 

@@ -16,7 +16,7 @@ from fixtures.judge import op_histogram
 from rewriter.checking.record import Verdict
 from rewriter.checkpoints import bytesource, program
 from rewriter.errors import UsageError
-from tests.torch_graphs.nets import Net, RepVGG, exported, image, in_double, operators, same, settled
+from tests.torch_graphs.nets import Net, RepVGG, Tied, Two, exported, image, in_double, operators, same, settled
 
 EXACT = ["repconv", "conv-bn", "bypass"]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about itself: its exporters use what it deprecates
@@ -123,37 +123,12 @@ def test_the_fold_map_names_tensors_of_the_state_dict() -> None:
     assert set(weight.sources) <= before.state_dict.keys()
 
 
-class Tied(nn.Module):
-    """Two layers on one kernel, one of which has a norm that folds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.two.weight = self.one.weight
-        self.norm = nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.one(x)) * torch.sigmoid(self.two(x))
-
-
 def test_a_tied_kernel_stays_for_the_other_layer() -> None:
     before = exported(settled(Tied()), image(1, 4, 8, 8))
     result = rewriter.apply(before, ["conv-bn"], set_=["cost=off"])
     assert operators(result.model)["conv2d"] == 2 and "batch_norm" not in operators(result.model)
     x = image(1, 4, 8, 8, seed=4)
     assert same([result.model.module()(x)], [before.module()(x)], 2e-6)
-
-
-class Two(nn.Module):
-    """A trunk with a main head and an auxiliary one, in a dict with a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk, self.main, self.aux = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        y = torch.relu(self.trunk(x))
-        return {"main": self.main(y), "aux": [self.aux(y)]}
 
 
 def test_a_removed_output_leaves_the_structure_that_users_get() -> None:

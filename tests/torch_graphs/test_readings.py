@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rewriter.algebra.evaluation import Run, run
 from rewriter.graph.view import Graph
 from rewriter.matching.region import Region
-from rewriter.torch_graphs.draft import ProgramDraft
+from rewriter.torch_graphs.program_draft import ProgramDraft
 from tests.torch_graphs.nets import exported, image
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about odd paddings

@@ -1,0 +1,170 @@
+"""A GraphModule under edit: new layers become modules of torch.nn under names of their own.
+
+Invariant: the module that came is never changed; what no edit touches is shared with it, parameters and modules alike.
+The result keeps the mode, device and types of the original; a module that nothing calls any longer is gone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from rewriter.errors import UsageError
+from rewriter.graph.view import Constant
+from rewriter.rewriting.edits import AddNode
+from rewriter.torch_graphs import layers, structures
+from rewriter.torch_graphs.calls import FxNode, Held, fake, is_node, is_tensor
+from rewriter.torch_graphs.draft import FxDraft
+from rewriter.torch_graphs.module_dialect import Modules
+from rewriter.torch_graphs.picture import Surroundings
+from rewriter.torch_graphs.propagation import propagate
+from rewriter.torch_graphs.tensors import constant_of, nodes_in, stored
+
+
+class ModuleDraft(FxDraft):
+    """`module` is a GraphModule, which is read and not changed; `inputs` are what it is called with."""
+
+    def __init__(self, module: Any, inputs: Sequence[Any]) -> None:
+        from torch.fx import GraphModule
+
+        self.given = module
+        self.work = GraphModule(module, copy.deepcopy(module.graph))  # shares modules and tensors
+        propagate(self.work, inputs)
+        names: dict[int, str] = {}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            names.setdefault(id(tensor), name)
+        self._tensors = names
+        modules = [name for name, _ in module.named_modules()]
+        dialect = Modules(self.work, names)
+        self.modules = dialect
+        super().__init__(self.work.graph, dialect, [*names.values(), *modules, *module.state_dict()])
+
+    def finish(self) -> Any:
+        from torch.fx import GraphModule
+
+        if not self.edited:
+            return self.given
+        like = next((p for p in self.given.parameters()), None)
+        for path, roles in self.modules.made.items():
+            module = self.work.get_submodule(path)
+            for role, held in roles.items():
+                tensor = stored(held.name, held.constant.load(), held.constant.dtype)
+                layers.store(module, role, tensor, like)
+        for name, constant in self._made.items():
+            if any(called == name and n.users for n, called in self._called.items()):
+                layers.register(self.work, name, stored(name, constant.load(), constant.dtype), like)
+        self.graph.lint()
+        made = GraphModule(self.work, self.graph, type(self.given).__name__)
+        modules: Any = made
+        there: dict[str, Any] = dict(modules.named_modules())
+        for path in self.modules.made.keys() & there.keys():
+            there[path].train(self.given.training)
+        made.training = self.given.training
+        made.meta = dict(self.given.meta)
+        return made
+
+    # --- what the view asks ------------------------------------------------------------------------------------------
+
+    def _surroundings(self) -> Surroundings:
+        held: dict[FxNode, Constant] = {}
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node not in self._called:
+                constant = self._stored(node)
+                if constant is not None:
+                    held[node] = constant
+        held |= {n: self._made[name] for n, name in self._called.items() if name in self._made}
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder" and is_tensor(fake(n))]
+        outputs = [n for n in dict.fromkeys(nodes_in(self.graph.output_node().args)) if is_tensor(fake(n))]
+        return Surroundings(held, inputs, outputs, self._kept(), self._names_of_nodes())
+
+    def _stored(self, node: FxNode) -> Constant | None:
+        tensor = _attribute(self.work, node.target)
+        return constant_of(self._named(node), tensor) if is_tensor(tensor) else None
+
+    def _named(self, node: FxNode) -> str:
+        return self._tensors.get(id(_attribute(self.work, node.target))) or node.target
+
+    def _names_of_nodes(self) -> dict[FxNode, str]:
+        taken = {n.name for n in self.graph.nodes}
+        names: dict[FxNode, str] = {}
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                name = self._named(node)
+                names[node] = name if name not in taken else node.name
+        return {**names, **self._called}
+
+    # --- edits -------------------------------------------------------------------------------------------------------
+
+    def _make(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        """A module with its tensors for a layer; an operator for a sum; the bias of a product joins its module."""
+        if edit.op in layers.MODULES:
+            return self._layer(edit, table, at)
+        if edit.op == "add" and edit.inputs[1] in self._made and edit.inputs[1] not in table:
+            product = table[edit.inputs[0]]
+            bias = self._made.pop(edit.inputs[1])
+            self.modules.made[product.target]["bias"] = Held(edit.inputs[1], bias)
+            layers.promise(self.work.get_submodule(product.target), "bias", bias)
+            return product
+        inputs = [self._input(name, table) for name in edit.inputs]
+        with self.graph.inserting_before(at):
+            return layers.sum_of(self.graph, edit.op, inputs)
+
+    def _layer(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        x, weight, *bias = edit.inputs
+        path = weight.removesuffix(".weight")
+        held = {"weight": self._made.pop(weight), **({"bias": self._made.pop(bias[0])} if bias else {})}
+        if edit.op == "matmul":
+            held["weight"] = _turned(held["weight"])
+        names = {"weight": weight, "bias": bias[0] if bias else ""}
+        module = layers.MODULES[edit.op](edit.attrs, held)
+        for role, constant in held.items():
+            layers.promise(module, role, constant)
+        if not self.work.add_submodule(path, module):
+            raise UsageError(f"the module {path!r} cannot be added: a part of its path is no module")
+        self.modules.made[path] = {role: Held(names[role], constant) for role, constant in held.items()}
+        with self.graph.inserting_before(at):
+            return layers.called(self.graph, path, edit, self._input(x, table))
+
+    def _measure(self, node: FxNode, at: FxNode) -> None:
+        node.meta["val"] = fake(at)  # of the same type and number of axes
+
+    def _remeasure(self) -> None:
+        """What is known of values here are types and numbers of axes, which no edit changes."""
+
+    def _place(self, name: str, constant: Constant) -> FxNode:
+        layers.register(self.work, name, layers.empty(constant), None)
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        with self.graph.inserting_before(first):
+            made = self.graph.get_attr(name)
+        made.meta["val"] = layers.empty(constant)
+        return made
+
+    def _remove_output(self, node: FxNode) -> None:
+        output = self.graph.output_node()
+        found = structures.without(output.args[0], node)
+        if found is structures.GONE or is_node(output.args[0]):
+            raise UsageError("the module would give nothing any more")
+        output.args = (found,)
+        if node in output.all_input_nodes:  # in a structure whose places all stay
+            output.args = _blanked(found, node)
+
+
+def _blanked(found: Any, gone: FxNode) -> tuple[Any]:
+    from torch.fx.node import map_arg
+
+    map_: Any = map_arg
+    return (map_(found, lambda node: None if node is gone else node),)  # pyright: ignore[reportUnknownLambdaType]
+
+
+def _turned(constant: Constant) -> Constant:
+    """A product's matrix as a module has it: (out, in)."""
+    array = constant.load().T
+    return Constant(constant.name, array.shape, constant.dtype, lambda: array)
+
+
+def _attribute(root: Any, path: str) -> Any:
+    found = root
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found

@@ -1,0 +1,60 @@
+"""An exported program under edit, and a program made of it at the end.
+
+Invariant: the program that came is never changed, and what no edit touches is shared with it: tensors, sizes, guards,
+the structure of inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from rewriter.graph.view import Constant
+from rewriter.rewriting.edits import AddNode
+from rewriter.torch_graphs import making, outputs
+from rewriter.torch_graphs.calls import FxNode
+from rewriter.torch_graphs.dialect import Aten
+from rewriter.torch_graphs.draft import FxDraft
+from rewriter.torch_graphs.picture import Surroundings
+from rewriter.torch_graphs.signature import Signature
+from rewriter.torch_graphs.tensors import stored
+
+
+class ProgramDraft(FxDraft):
+    """`program` is an ExportedProgram; it is read and not changed."""
+
+    def __init__(self, program: Any) -> None:
+        graph = copy.deepcopy(program.graph)  # copies no tensors
+        self.program = program
+        self.signature = Signature.of(program, graph)
+        super().__init__(graph, Aten(), self.signature.tensors)
+
+    def finish(self) -> Any:
+        if not self.edited:
+            return self.program
+        made = {
+            name: stored(name, constant.load(), constant.dtype)
+            for name, constant in self._made.items()
+            if any(called == name and n.users for n, called in self._called.items())
+        }
+        return self.signature.finished(self.graph, made)
+
+    def _surroundings(self) -> Surroundings:
+        held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}
+        held |= {n: self._made[name] for n, name in self._called.items() if name in self._made}
+        wanted = outputs.wanted(self.graph, self.signature)
+        return Surroundings(held, self.signature.inputs, wanted, self._kept(), self._names_of_nodes())
+
+    def _names_of_nodes(self) -> dict[FxNode, str]:
+        return {**self.signature.names, **self._called}
+
+    def _make(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        inputs = [self._input(name, table) for name in edit.inputs]
+        with self.graph.inserting_before(at):
+            return making.MAKERS[edit.op](self.graph, edit, inputs)
+
+    def _place(self, name: str, constant: Constant) -> FxNode:
+        return self.signature.add(self.graph, name, constant)
+
+    def _remove_output(self, node: FxNode) -> None:
+        outputs.remove(self.graph, self.signature, node)
