@@ -61,6 +61,10 @@ class Dialect(Protocol):
         """Give an in-place node its out-of-place form."""
         ...
 
+    def loosen(self, node: FxNode) -> None:
+        """Make a view of its input a reshape of it, which any layout in memory allows."""
+        ...
+
     def problem(self, node: FxNode) -> str | None:
         """Why a node may not be taken, whatever it is."""
         ...
@@ -166,6 +170,12 @@ class Aten:
         target = out_of_place(node) if writes(node) else None
         if target is not None:
             node.target = target
+
+    def loosen(self, node: FxNode) -> None:
+        import torch
+
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
 
     def problem(self, node: FxNode) -> str | None:
         del node

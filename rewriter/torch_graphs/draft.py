@@ -40,6 +40,7 @@ class FxDraft(ABC):
         self.edited = False
         self._made: dict[str, Constant] = {}
         self._called: dict[FxNode, str] = {}  # nodes that the engine gave a name of its own
+        self._moved: set[FxNode] = set()  # nodes that are new or read another value than before
         self._view: Graph | None = None
         self._names = Names({n.name for n in graph.nodes}, tensors)
         self._dead_at_first = self._dead()
@@ -136,6 +137,7 @@ class FxDraft(ABC):
             _replace(old, made)
             self._take_name(made, old)
         table[edit.output] = made
+        self._moved.add(made)
 
     def _take_name(self, node: FxNode, old: FxNode) -> None:
         """`node` gives what `old`, which goes, gave; readers outside the graph know it by that name."""
@@ -156,6 +158,7 @@ class FxDraft(ABC):
             node.args = (*node.args[:2], index)
             return
         node.replace_input_with(table[edit.old], self._input(edit.new, table))
+        self._moved.add(node)
         self.dialect.detach(node)
 
     def _rewire(self, rewires: Mapping[str, str], table: dict[str, FxNode], removed: set[FxNode]) -> None:
@@ -163,6 +166,7 @@ class FxDraft(ABC):
         for old, new in rewires.items():
             one, other = table[old], table[new]
             for user in (*one.users, *other.users):
+                self._moved.add(user)
                 self.dialect.detach(user)
             if one in removed:
                 _replace(one, other)
@@ -178,6 +182,15 @@ class FxDraft(ABC):
         for node in reversed(list(self.graph.nodes)):
             if node in dead:
                 self._erase(node)
+
+    def _loosen(self) -> None:
+        """What an edit made may lie in memory otherwise than what stood there: a view of it must not depend on that."""
+        behind, changed = set[FxNode](), mutations(self.graph, self.dialect).changed
+        for node in self.graph.nodes:
+            if node in self._moved or not behind.isdisjoint(node.all_input_nodes):
+                behind.add(node)
+                if node not in changed:
+                    self.dialect.loosen(node)
 
     def _erase(self, node: FxNode) -> None:
         for user in list(node.users):

@@ -150,6 +150,10 @@ class Modules:
         elif node.op == "call_function" and node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
 
+    def loosen(self, node: FxNode) -> None:
+        if node.op == "call_method" and node.target == "view" and call_of_function(node) is not None:
+            node.target = "reshape"
+
     def problem(self, node: FxNode) -> str | None:
         if node.op == "call_module" and hooked(self.module(node)):
             return "hooks run when it is called"

@@ -45,6 +45,7 @@ class ModuleDraft(FxDraft):
 
         if not self.edited:
             return self.given
+        self._loosen()
         like = next((p for p in self.given.parameters()), None)
         for path, roles in self.modules.made.items():
             module = self.work.get_submodule(path)

@@ -12,6 +12,9 @@ from typing import Any
 from rewriter.torch_graphs.calls import SIZES, FxNode, is_assert, op_of
 from rewriter.torch_graphs.dialect import Dialect
 
+LAYOUTS = frozenset({"as_strided", "stride", "storage_offset", "is_contiguous", "data_ptr"})
+"""Operators whose result depends on where elements lie in memory."""
+
 
 @dataclass(slots=True)
 class Mutations:
@@ -37,6 +40,17 @@ def mutations(graph: Any, dialect: Dialect) -> Mutations:
             same.join(node, other)
     for node in dirty:
         found.changed |= same.members(node)
+    found.changed |= _laid_out(graph)
+    return found
+
+
+def _laid_out(graph: Any) -> set[FxNode]:
+    """All that a node depends on which reads memory as it lies: another layout would be other values there."""
+    found: set[FxNode] = set()
+    for node in reversed(graph.nodes):
+        if op_of(node) in LAYOUTS or node in found:
+            found.update(n for n in node.all_input_nodes if n.op not in ("placeholder", "get_attr"))
+            found.add(node)
     return found
 
 

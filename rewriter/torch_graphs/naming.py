@@ -22,7 +22,7 @@ class Names:
     def fresh(self, hint: str) -> str:
         """A name near `hint`, which for a tensor tells what it is made of."""
         base, _, kind = hint.rpartition(".")
-        if kind == "folded" and (base in self._tensors or base.endswith(".weight")):
+        if kind == "folded":  # of a kernel, which may be computed and have no name in the state dict
             return self._taken(_module(base), ".weight")
         if kind == "weight" and base in self._used:  # of a region without a kernel of its own
             return self._taken(base + FOLDED, ".weight")

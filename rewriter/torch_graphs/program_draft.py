@@ -15,6 +15,7 @@ from rewriter.torch_graphs import making, outputs
 from rewriter.torch_graphs.calls import FxNode
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft
+from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.picture import Surroundings
 from rewriter.torch_graphs.signature import Signature
 from rewriter.torch_graphs.tensors import stored
@@ -32,12 +33,14 @@ class ProgramDraft(FxDraft):
     def finish(self) -> Any:
         if not self.edited:
             return self.program
+        self._loosen()
         made = {
             name: stored(name, constant.load(), constant.dtype)
             for name, constant in self._made.items()
             if any(called == name and n.users for n, called in self._called.items())
         }
-        return self.signature.finished(self.graph, made)
+        impure = mutations(self.graph, self.dialect).impure
+        return self.signature.finished(self.graph, made, {n for node in impure for n in node.all_input_nodes})
 
     def _surroundings(self) -> Surroundings:
         held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}

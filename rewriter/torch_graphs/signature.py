@@ -85,8 +85,11 @@ class Signature:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def finished(self, graph: Any, made: Mapping[str, Any]) -> Any:
-        """The program of an edited graph with its new tensors, everything else shared with the one that came."""
+    def finished(self, graph: Any, made: Mapping[str, Any], changed: Collection[FxNode]) -> Any:
+        """The program of an edited graph with its new tensors, everything else shared with the one that came.
+
+        What a run of either may change, as what nodes `changed` give, each has for itself.
+        """
         import torch
         from torch.export import ExportedProgram
         from torch.export.graph_signature import ExportGraphSignature, TensorArgument
@@ -112,6 +115,10 @@ class Signature:
             replace(s, arg=TensorArgument(n.name)) if isinstance(s.arg, TensorArgument) else s
             for s, n in zip(self.outputs, shown, strict=True)
         ]
+        running = set(self.program.graph_signature.buffers_to_mutate.values())
+        running |= {self.specs[n].target for n in changed if n in self.specs}
+        for held in (state, constants):
+            held.update({name: held[name].clone() for name in running & held.keys()})
         graph.lint()
         program = ExportedProgram(
             root=self.program.graph_module,

@@ -63,7 +63,12 @@ def verify(before: Subject, after: Subject, tell: Tell) -> Verification:
     sets: dict[str, list[Measured]] = {}
     for one in ran:
         tell(f"rewritten, {one.case.label}")
-        found = _arrays(after.run(one.inputs))
+        try:
+            found = _arrays(after.run(one.inputs))
+        except Exception as problem:  # of many types; where the original runs, the result has to
+            said = " ".join(str(problem).split())[:200]
+            reason = f"the result does not run on {one.case.label}: {said}"
+            return Verification(Verdict.FAILED, reason, _engine(before), notes=tuple(notes))
         for name, array in found.items():
             difference = compare.difference(one.outputs[name], array, parts=True)
             taken = own.get((name, one.case.size))
@@ -111,7 +116,7 @@ def _own_errors(program: Subject, ran: Sequence[_Ran], unit: float, tell: Tell) 
         def off(tensor: Any, chance: Any = chance) -> Any:
             noise = torch.rand(tensor.shape, generator=chance, dtype=torch.float32).mul_(2).sub_(1).mul_(unit)
             exact = tensor.double()
-            return exact.add_(exact * noise.to(exact.device)).to(tensor.dtype)
+            return (exact + exact * noise.to(exact.device)).to(tensor.dtype)
 
         for one in ran:
             if one.case.anchor:

@@ -90,3 +90,4 @@ def test_a_buffer_that_changes_is_no_constant_and_goes_on_changing() -> None:
     module, x = result.model.module(), image(1, 4, 7, 6)
     first, second = module(x), module(x)
     assert torch.allclose(second, 2 * first)
+    assert float(before.state_dict["calls"]) == 0  # each has its own

@@ -41,13 +41,15 @@ def test_in_float64_only_rounding_is_left() -> None:
     assert same(in_double(after, x), in_double(before, x), 1e-14)
 
 
-def test_the_argument_is_never_changed() -> None:
-    before = exported(settled(Net()), image(2, 8, 12, 10))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_argument_is_never_changed(dtype: torch.dtype) -> None:
+    x = image(2, 8, 12, 10).to(dtype)
+    before = exported(settled(Net()).to(dtype), x)
     code, state = before.graph_module.code, copy.deepcopy(before.state_dict)
     rewriter.apply(before, ["all"])
     assert before.graph_module.code == code and list(before.state_dict) == list(state)
     assert all(torch.equal(before.state_dict[name], tensor) for name, tensor in state.items())
-    assert str(before.graph_signature) == str(exported(settled(Net()), image(2, 8, 12, 10)).graph_signature)
+    assert str(before.graph_signature) == str(exported(settled(Net()).to(dtype), x).graph_signature)
 
 
 def test_nothing_to_do_gives_the_program_itself() -> None:
@@ -139,6 +141,63 @@ def test_a_removed_output_leaves_the_structure_that_users_get() -> None:
     x = image(1, 3, 8, 8)
     assert after.module()(x).keys() == {"main"}
     assert torch.equal(after.module()(x)["main"], before.module()(x)["main"])
+
+
+class Shuffled(nn.Module):
+    """Views that need what is read to lie in order, which a copy that goes saw to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).view(2, 2, 2, 7, 6).transpose(1, 2).contiguous().view(2, 4, 7, 6)
+        return y.permute(0, 2, 3, 1).contiguous().view(-1, 4)
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_views_stand_where_a_copy_went(core: bool) -> None:
+    x = image(2, 4, 7, 6)
+    before = exported(settled(Shuffled()), x)
+    before = before.run_decompositions() if core else before
+    result = rewriter.apply(before, ["deploy"])
+    assert not {"contiguous", "clone"} & operators(result.model).keys()
+    assert same([result.model.module()(x)], [before.module()(x)], 2e-6)
+
+
+class Strided(nn.Module):
+    """It reads memory as it lies, so that nothing before it may lie otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_strided(self.norm(self.conv(x)).transpose(2, 3).contiguous(), (4, 5), (5, 1))
+
+
+def test_what_is_read_as_it_lies_in_memory_stays() -> None:
+    before = exported(settled(Strided()), image(2, 4, 7, 6))
+    assert not rewriter.apply(before, ["deploy"]).report.changed
+
+
+class Computed(nn.Module):
+    """A kernel that is computed in the graph and has no name in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.norm = nn.Parameter(image(4, 4, 3, 3)), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(nn.functional.conv2d(x, self.w / 2.5, None, 1, 1))
+
+
+def test_a_computed_kernel_folds_and_gets_a_name_of_its_own() -> None:
+    x = image(2, 4, 7, 6)
+    before = exported(settled(Computed()), x)
+    after = rewriter.apply(before, EXACT).model
+    assert list(after.state_dict) == ["div_folded.weight", "div_folded.bias"]
+    assert same([after.module()(x)], [before.module()(x)], 2e-6)
 
 
 class Odd(nn.Module):
