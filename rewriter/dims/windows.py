@@ -1,7 +1,8 @@
 """Extents behind windows and resampling: conv, pools, transposed conv, Resize.
 
 Invariant: the formulas are those of the operators' definitions for windows that fit their input. What runtimes round
-differently (ceil_mode, auto_pad with strides, fractional scales) is an opaque term of all settings and the argument.
+differently (ceil_mode, auto_pad with strides on sizes that are open, fractional scales) is an opaque term of all
+settings and the argument.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewriter.dims.polynomials import floored, opaque
+from rewriter.dims.polynomials import floored, number, opaque
 from rewriter.dims.sizes import Dims, Size, fixed
 from rewriter.graph.view import Node
 
@@ -67,6 +68,10 @@ def _spatial(of: Pass, node: Node, spatial: Dims, window: Sequence[int] | None) 
         return [_window(*each) for each in zip(spatial, window, strides, dilations, pads, strict=True)]
     if pads is None and auto not in ("SAME_UPPER", "SAME_LOWER"):
         return [of.unknown() for _ in spatial]
+    known = [size.expr.constant for size in spatial]
+    if pads is None and None not in known and max(dilations) == 1 and not node.attrs.get("ceil"):
+        ends = [number(-(-n // stride)) for n, stride in zip(known, strides, strict=True) if n is not None]
+        return [Size(end, size.uses) for end, size in zip(ends, spatial, strict=True)]
     settings = (node.op, "ceil" if node.attrs.get("ceil") else "floor", auto)
     return [
         _opaque((*settings, window[i], strides[i], dilations[i], None if pads is None else pads[i]), size)

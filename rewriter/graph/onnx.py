@@ -29,7 +29,7 @@ from rewriter.graph.proto import (
     topological,
     value_type,
 )
-from rewriter.graph.raw import Canonical, Raw
+from rewriter.graph.raw import Canonical, Extents, Raw
 from rewriter.graph.tensors import constant_of
 from rewriter.graph.view import Constant, Dim, Graph, Node, Value
 
@@ -71,7 +71,7 @@ def view(
     nodes: Sequence[NodeProto] | None = None,
     folder: Path | None = None,
     made: Mapping[str, Constant] | None = None,
-    sizes: Mapping[str, tuple[int, ...]] | None = None,
+    sizes: Mapping[str, Extents] | None = None,
 ) -> Graph:
     """A picture of `model`, of its main graph.
 
@@ -112,7 +112,7 @@ class _Builder:
     opset: int
     overruled: frozenset[str]  # operators of the default domain that the model defines itself
     declared: Declared
-    sizes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, Extents]
     read_by: dict[str, list[int]]
     all_captured: frozenset[str]
     values: dict[str, Value] = field(default_factory=dict[str, Value])
@@ -126,7 +126,7 @@ class _Builder:
         nodes: Sequence[NodeProto] | None,
         folder: Path | None,
         made: Mapping[str, Constant],
-        sizes: Mapping[str, tuple[int, ...]],
+        sizes: Mapping[str, Extents],
     ) -> _Builder:
         graph = model.graph
         protos = list(graph.node if nodes is None else nodes)
@@ -224,7 +224,9 @@ class _Builder:
         if named > 1:
             named = sum(1 for name in outputs if name)
             extra = sum(1 for name in outputs[1:] if name and (name in self.read_by or name in self.declared))
-        return canonical(Raw(op, inputs, attrs, named, extra, self.opset))
+        first = inputs[0] if inputs else None
+        size = () if first is None else self.sizes.get(first.name, ())
+        return canonical(Raw(op, inputs, attrs, named, extra, self.opset, size))
 
     def _evaluate(self, op: str, outputs: Sequence[str], inputs: list[Value | None], attrs: dict[str, Any]) -> None:
         """Record the constants that a node makes, or why it makes none though nothing else is read."""
@@ -265,11 +267,12 @@ class _Builder:
         if value is None:
             return []
         shape = self.sizes.get(value.name) if value.constant is None else value.constant.shape
-        if shape is None:
+        known = [n for n in shape or () if n is not None]
+        if shape is None or len(known) < len(shape):
             return []
         if op == "Size":
-            return [extents(name, [prod(shape)], scalar=True)]
-        return [extents(name, shape[attrs.get("start", 0) : attrs.get("end")])]
+            return [extents(name, [prod(known)], scalar=True)]
+        return [extents(name, known[attrs.get("start", 0) : attrs.get("end")])]
 
     def _output(self, name: str, index: int, dtype: str | None) -> Value:
         if not name:

@@ -17,6 +17,7 @@ from rewriter.graph.vocabulary import canonical_name
 
 Attrs: TypeAlias = "Mapping[str, Any]"
 Ints: TypeAlias = "tuple[int, ...]"
+Extents: TypeAlias = "tuple[int | None, ...]"
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Raw:
     outputs: int  # that have a name
     extra_outputs: int  # beyond the first, that somebody reads
     opset: int
+    size: Extents = ()  # of the first input, as far as it was proved
 
     def value(self, position: int) -> Value | None:
         return self.inputs[position] if position < len(self.inputs) else None

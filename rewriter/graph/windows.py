@@ -1,7 +1,7 @@
 """Operators that slide a window over a value: convolutions and pools, with strides, dilations and pads per axis.
 
-Invariant: `pads` are ((begin, end), ...) per spatial axis and are absent where they follow from a size, or where
-runtimes read the attributes differently; the node then has a problem.
+Invariant: `pads` are ((begin, end), ...) per spatial axis and are absent where they follow from a size that is not
+known, or where runtimes read the attributes differently; the node then has a problem.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from rewriter.graph.raw import (
     Canonical,
+    Extents,
     Ints,
     Malformed,
     Raw,
@@ -93,9 +94,8 @@ def _window(raw: Raw, window: tuple[int, ...]) -> tuple[dict[str, Any], str | No
     auto = raw.attrs.get("auto_pad", "NOTSET")
     if not isinstance(auto, str):
         raise Malformed("its attribute auto_pad is not a text")
-    strides, dilations, pads, unclear = _walk(
-        window, whole_numbers(raw, "strides"), whole_numbers(raw, "dilations"), whole_numbers(raw, "pads"), auto
-    )
+    listed = [whole_numbers(raw, name) for name in ("strides", "dilations", "pads")]
+    strides, dilations, pads, unclear = _walk(window, *listed, auto, raw.size[2:])
     attrs: dict[str, Any] = {"strides": strides, "dilations": dilations}
     if pads is not None:
         attrs["pads"] = pads
@@ -104,19 +104,22 @@ def _window(raw: Raw, window: tuple[int, ...]) -> tuple[dict[str, Any], str | No
 
 @lru_cache(maxsize=1024)
 def _walk(
-    window: Ints, strides: Ints | None, dilations: Ints | None, flat: Ints | None, auto: str
+    window: Ints, strides: Ints | None, dilations: Ints | None, flat: Ints | None, auto: str, size: Extents
 ) -> tuple[Ints, Ints, Pads | None, str | None]:
     """How a window goes over a value: strides, dilations, pads, and why one of them is not clear."""
     ones = (1,) * len(window)
     strides, dilations = ones if strides is None else strides, ones if dilations is None else dilations
     if not len(strides) == len(dilations) == len(window) or min(*strides, *dilations, *window) < 1:
         return strides, dilations, None, "its strides, dilations and window do not fit together"
-    pads = _pads(window, strides, dilations, flat, auto)
+    pads = _pads(window, strides, dilations, flat, auto, size)
     return (strides, dilations, None, pads) if isinstance(pads, str) else (strides, dilations, pads, None)
 
 
-def _pads(window: Ints, strides: Ints, dilations: Ints, flat: Ints | None, auto: str) -> Pads | str:
-    """Begin and end padding per axis, with auto_pad resolved where that needs no size (ONNX operator Conv)."""
+def _pads(window: Ints, strides: Ints, dilations: Ints, flat: Ints | None, auto: str, size: Extents) -> Pads | str:
+    """Begin and end padding per axis, with auto_pad resolved where that needs no size or one that is known.
+
+    Source: ONNX, operator Conv: ceil(size / stride) windows, and an odd element behind (SAME_UPPER) or before.
+    """
     rank = len(window)
     if auto == "NOTSET":
         if flat is None:
@@ -130,9 +133,13 @@ def _pads(window: Ints, strides: Ints, dilations: Ints, flat: Ints | None, auto:
         return ((0, 0),) * rank
     if auto not in ("SAME_UPPER", "SAME_LOWER"):
         return f"auto_pad={shown(auto)} is not defined"
-    if max(strides) > 1:
+    known = [n for n in size if n is not None]
+    if max(strides) > 1 and len(known) != rank:
         return f"auto_pad={auto} with a stride depends on the size of the image"
     if max(dilations) > 1:
         return f"runtimes read auto_pad={auto} with dilations differently"
+    sums = [k - 1 for k in window]
+    if max(strides) > 1:
+        sums = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(known, strides, window, strict=True)]
     more_behind = auto == "SAME_UPPER"
-    return tuple(((k - 1) // 2, k // 2) if more_behind else (k // 2, (k - 1) // 2) for k in window)
+    return tuple((n // 2, n - n // 2) if more_behind else (n - n // 2, n // 2) for n in sums)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from rewriter.dims import Sizes, sizes
 from rewriter.dims.sizes import Dims
-from rewriter.graph.view import Graph, Value
+from rewriter.graph.raw import Extents
+from rewriter.graph.view import Graph, Node, Value
 from rewriter.matching.region import Region
 
 KNOW_AXES = frozenset({"conv", "bn", "scale", "shift", "add", "sub", "sum", "neg", "identity", "dropout", "cast"})
@@ -43,12 +44,18 @@ class Sized:
         return value if dims is None else replace(value, shape=tuple([size.expr.constant for size in dims]))
 
 
-def fixed_sizes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """The extents of values whose size a node reads, where all are numbers."""
-    read = [node.data[0].name for node in graph.nodes if node.op in ("shape", "size") and len(node.data) == 1]
-    read = [name for name in read if graph.values[name].constant is None]
+def fixed_sizes(graph: Graph) -> dict[str, Extents]:
+    """The extents, as far as they are numbers, of values whose size a node reads or its padding follows from."""
+    read = [
+        node.data[0].name for node in graph.nodes if _asks(node) and graph.values[node.data[0].name].constant is None
+    ]
     if not read:
         return {}
     dims = sizes(graph).dims
-    found = {name: [size.expr.constant for size in dims[name]] for name in read if name in dims}
-    return {name: tuple([n for n in axes if n is not None]) for name, axes in found.items() if None not in axes}
+    return {name: tuple([size.expr.constant for size in dims[name]]) for name in read if name in dims}
+
+
+def _asks(node: Node) -> bool:
+    if node.op in ("shape", "size"):
+        return len(node.data) == 1
+    return node.op in ("conv", "avg_pool", "max_pool") and bool(node.data) and "pads" not in node.attrs
