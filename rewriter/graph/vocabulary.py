@@ -78,7 +78,8 @@ _REACH = Attribute("reach", AttributeKind.AXES, "dilation * (k - 1) + 1, the ext
 _GROUPS = Attribute("groups", AttributeKind.INT, "number of channel groups")
 _DEPTHWISE = Attribute("depthwise", AttributeKind.FLAG, "as many groups as input channels, and more than one")
 _POINTWISE = Attribute("pointwise", AttributeKind.FLAG, "window 1 and stride 1 on every axis")
-_CONV = (_K, _STRIDE, _PAD, _DILATION, _GROUPS, _OUT, _IN, _REACH, _DEPTHWISE, _POINTWISE)
+_COMPUTED = Attribute("computed", AttributeKind.FLAG, "its kernel is computed in the graph, of stored tensors")
+_CONV = (_K, _STRIDE, _PAD, _DILATION, _GROUPS, _OUT, _IN, _REACH, _DEPTHWISE, _POINTWISE, _COMPUTED)
 _POOL = (_K, _STRIDE, _PAD)
 _VALUE = "the constant, where all its elements are equal"
 

@@ -114,6 +114,9 @@ def histogram(net: Net) -> dict[str, int]:
         for op in net_ops(statement.chain):
             if op.shape is None and op.name in SIGNATURES and op.name not in UNCOUNTED:
                 count.update(("sigmoid", "mul") if op.name == "silu" else (op.name,))
+                count.update(
+                    "mul" for argument in op.arguments if (argument.name, argument.value) == ("computed", "yes")
+                )
         count.update(_joins(statement.chain))
     return dict(count)
 

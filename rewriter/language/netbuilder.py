@@ -209,6 +209,9 @@ class OpBuilder:
         outer = (channels, out // groups) if transposed else (out, channels // groups)
         spread = 1.5 / math.sqrt(channels // groups * math.prod(kernel))
         more = [self.builder.weight(self.op, (*outer, *kernel), spread=spread)]
+        if self.given("computed") == "yes":
+            factor = self.builder.weight(self.op, (out, *[1] * (1 + len(kernel))), around=1.0, spread=0.3)
+            more = [self.builder.node("Mul", [*more, factor], (out, channels // groups, *kernel)).name]
         if self.given("bias") == "yes":
             more.append(self.builder.weight(self.op, (out,)))
         shape = self.window_shape(out, transposed=transposed)

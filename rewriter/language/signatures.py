@@ -65,11 +65,12 @@ _BIAS = NetArgument("bias", ArgumentKind.SWITCH, "no")
 _GROUPS = NetArgument("groups", ArgumentKind.COUNT, 1)
 _VALUE = NetArgument("value", ArgumentKind.NUMBER, optional=True)
 _AXIS = NetArgument("axis", ArgumentKind.INT, 1)
+_COMPUTED = NetArgument("computed", ArgumentKind.SWITCH, "no")
 _CONV = (_OUT, _window("k", 1), _PAD, _window("stride", 1), _window("dilation", 1), _GROUPS, _BIAS)
 _POOL = (_window("k"), _window("stride", 1), _PAD)
 
 _TABLE = (
-    Signature("conv", _CONV, positional=1, weights=True),
+    Signature("conv", (*_CONV, _COMPUTED), positional=1, weights=True),
     Signature("conv_transpose", _CONV, positional=1, weights=True),
     Signature("linear", (_OUT, _BIAS), positional=1, weights=True),
     Signature("bn", (NetArgument("eps", ArgumentKind.NUMBER, 1e-5),), weights=True),

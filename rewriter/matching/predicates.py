@@ -231,6 +231,11 @@ def _pointwise(node: Node) -> Reading:
     return window is not None and all(k == 1 for k in (*window, *strides))
 
 
+def _computed(node: Node) -> Reading:
+    weight = node.consts.get("weight")
+    return None if weight is None else bool(weight.made_of)
+
+
 ATTRIBUTES: Mapping[str, Callable[[Node], Reading]] = {
     "k": _window,
     "reach": _reach,
@@ -243,4 +248,5 @@ ATTRIBUTES: Mapping[str, Callable[[Node], Reading]] = {
     "value": _value,
     "depthwise": _depthwise,
     "pointwise": _pointwise,
+    "computed": _computed,
 }

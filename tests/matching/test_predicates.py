@@ -30,7 +30,7 @@ def test_attributes_of_convs() -> None:
     plain = conv(k=(3, 5), out=8, strides=[2, 1], dilations=[2, 1], pads=[1, 2, 3, 4])
     expected = {
         "k": (3, 5), "stride": (2, 1), "dilation": (2, 1), "reach": (5, 5), "pad": (1, 3, 2, 4), "groups": 1,
-        "out": 8, "in": 4, "depthwise": False, "pointwise": False,
+        "out": 8, "in": 4, "depthwise": False, "pointwise": False, "computed": False,
     }  # fmt: skip
     assert {name: attribute(plain, name) for name in expected} == expected
     assert set(expected) == {a.name for a in OPERATORS["conv"].attributes}
