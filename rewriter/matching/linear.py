@@ -85,7 +85,12 @@ def _hidden(value: Value, reads: dict[str, int]) -> bool:
 
 
 def dominators(field: Field) -> dict[str, str | None]:
-    """Of each value of a field, the nearest one that every path to it goes through; None where there is none."""
+    """Of each value of a field, the nearest one that every path to it goes through; None where there is none.
+
+    A field that reads only constants has no path.
+    """
+    if not field.leaves:
+        return {}
     if len(field.leaves) == 1 and all(len(n.data) == 1 and len(n.outputs) == 1 for n in field.nodes):
         return {field.leaves[0].name: None} | {node.output.name: node.data[0].name for node in field.nodes}
     nodes = ((value, output) for node in field.nodes for value in node.data for output in node.outputs)

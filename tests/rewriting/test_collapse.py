@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+from onnx import TensorProto
 
 from rewriter.language.library import resolve
 from rewriter.rewriting.engine import Outcome
@@ -141,6 +142,16 @@ def test_nothing_folds_over_an_activation() -> None:
     net.conv(net.add("Relu", [net.conv("x", k=1)]), "y", k=1)
     found, outcome = ops(net, "y")
     assert found == {"Conv": 2, "Relu": 1} and not outcome.refusals
+
+
+def test_what_is_computed_of_constants_and_not_evaluated_is_left_alone() -> None:
+    """The product is a region without an entry: whole numbers made of an exponential may differ between runtimes."""
+    net = SmallNet()
+    square = net.tensor(net.random.normal(size=(CHANNELS, CHANNELS)))
+    whole = net.add("Cast", [net.add("Cast", [net.add("Exp", [square])], to=TensorProto.INT64)], to=TensorProto.FLOAT)
+    product = net.add("MatMul", [whole, square])
+    net.add("Mul", ["x", net.add("ReduceMean", [net.add("Softsign", [product])])], "y")
+    assert ops(net, "y")[0]["MatMul"] == 1
 
 
 # --- together with the others ----------------------------------------------------------------------------------------

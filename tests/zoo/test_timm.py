@@ -55,23 +55,16 @@ MODELS = (
     "iformer_t",
     "nextvit_small",
 )
-GAPS: dict[tuple[str, Form], str] = {
-    ("levit_128s", "legacy"): "the shape of a Reshape comes from a Shape node",
-    ("levit_128s", "legacy-bn"): "the shape of a Reshape comes from a Shape node",
-}
-COMPUTED = "biases of the exporter's unoptimised graph are computed in the graph"
 
 
 def cases() -> list[object]:
-    """Every model in every form: the quick ones first, the others marked slow, known gaps marked to fail."""
-    made: list[object] = []
-    for name in MODELS:
-        for form in FORMS:
-            reason = GAPS.get((name, form)) or (COMPUTED if form == "dynamo-raw" else "")
-            marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-            slow = [] if (name, form) in QUICK else [pytest.mark.slow]
-            made.append(pytest.param(name, form, marks=[*marks, *slow], id=f"{name}-{form}"))
-    return made
+    """Every model in every form, all but the quick ones marked slow."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(name, form, marks=[] if (name, form) in QUICK else [slow], id=f"{name}-{form}")
+        for name in MODELS
+        for form in FORMS
+    ]
 
 
 @pytest.mark.parametrize(("name", "form"), cases())
