@@ -12,7 +12,7 @@ from typing import Any
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
 from rewriter.torch_graphs import making, outputs
-from rewriter.torch_graphs.calls import FxNode
+from rewriter.torch_graphs.calls import FxNode, fake
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.mutations import mutations
@@ -26,6 +26,9 @@ class ProgramDraft(FxDraft):
 
     def __init__(self, program: Any) -> None:
         graph = copy.deepcopy(program.graph)  # copies no tensors
+        for node, original in zip(graph.nodes, program.graph.nodes, strict=True):
+            node.name = original.name  # a copy renames what is called as a builtin is (`input`)
+        _name_sizes(graph)
         self.program = program
         self.signature = Signature.of(program, graph)
         super().__init__(graph, Aten(), self.signature.tensors)
@@ -61,3 +64,16 @@ class ProgramDraft(FxDraft):
 
     def _remove_output(self, node: FxNode) -> None:
         outputs.remove(self.graph, self.signature, node)
+
+
+def _name_sizes(graph: Any) -> None:
+    """Where a value is read for its sizes alone, and these are known, they are written out: it may go then."""
+    import torch
+
+    aten = torch.ops.aten
+    targets = {aten.reshape_as.default: aten.reshape.default, aten.view_as.default: aten.reshape.default}
+    for node in graph.nodes:
+        target = targets.get(node.target) if node.op == "call_function" else None
+        shape = [extent if type(extent) is int else -1 for extent in fake(node).shape] if target is not None else []
+        if target is not None and shape.count(-1) < 2:
+            node.target, node.args = target, (node.args[0], shape)

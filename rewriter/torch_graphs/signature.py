@@ -118,7 +118,7 @@ class Signature:
         running = set(self.program.graph_signature.buffers_to_mutate.values())
         running |= {self.specs[n].target for n in changed if n in self.specs}
         for held in (state, constants):
-            held.update({name: held[name].clone() for name in running & held.keys()})
+            held.update({name: _copied(held[name]) for name in running & held.keys()})
         graph.lint()
         program = ExportedProgram(
             root=self.program.graph_module,
@@ -173,6 +173,14 @@ def _identity(tensor: Any) -> object:
     if not tensor.numel() or tensor.device.type == "meta":
         return id(tensor)
     return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride())
+
+
+def _copied(tensor: Any) -> Any:
+    import torch
+
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+    return tensor.clone()
 
 
 def _is_statistic(target: object) -> bool:

@@ -143,6 +143,13 @@ def test_a_removed_output_leaves_the_structure_that_users_get() -> None:
     assert torch.equal(after.module()(x)["main"], before.module()(x)["main"])
 
 
+def test_an_input_may_be_called_as_a_builtin_is() -> None:
+    before = exported(settled(nn.Sequential(RepVGG())), image(2, 8, 12, 10))
+    assert before.graph_signature.user_inputs == ("input",)
+    after = rewriter.apply(before, EXACT).model
+    assert after.graph_signature.user_inputs == ("input",) and operators(after) == {"conv2d": 1, "relu_": 1}
+
+
 class Shuffled(nn.Module):
     """Views that need what is read to lie in order, which a copy that goes saw to."""
 
@@ -232,6 +239,20 @@ def test_norms_in_training_mode_stay() -> None:
     result = rewriter.apply(before, EXACT, verify=False)
     assert not result.report.changed
     assert any("training mode" in refusal.detail for refusal in result.report.refusals)
+
+
+def test_norms_in_training_mode_keep_their_statistics_to_themselves() -> None:
+    net = settled(
+        nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
+    )
+    net[3].train()
+    before = exported(net, image(2, 8, 12, 10))
+    after = rewriter.apply(before, EXACT, verify=False).model
+    assert operators(after)["batch_norm"] == 1
+    mean = before.state_dict["3.running_mean"].clone()
+    after.module()(image(2, 8, 12, 10))
+    assert torch.equal(before.state_dict["3.running_mean"], mean)
+    assert not torch.equal(after.state_dict["3.running_mean"], mean)
 
 
 def test_what_has_no_meaning_for_programs_is_refused() -> None:
