@@ -99,14 +99,20 @@ def _share(share: Share, whole: int) -> tuple[str, ...]:
 
 
 def _patterns(found: Inspection) -> Iterator[RenderableType]:
+    """Those that fit somewhere or have something to say; the others are only counted."""
     if not found.patterns:
         return
     numeric = ("matches", "parameters saved", "multiply-adds saved")
     rows = table("pattern", *numeric, "", numeric=numeric)
-    for outlook in found.patterns:
+    fitting = [outlook for outlook in found.patterns if outlook.matches or outlook.note]
+    for outlook in fitting:
         saved = figures.count(outlook.saved_parameters)
         less = figures.short(outlook.saved_multiply_adds)
         note = Text(escape.plain(outlook.note), "dim")
         add(rows, name(outlook.pattern), figures.count(outlook.matches), saved, less, note)
     yield heading("What the patterns would do, each alone")
-    yield indent(rows)
+    if fitting:
+        yield indent(rows)
+    if (idle := len(found.patterns) - len(fitting)) > 0:
+        others = "other " if fitting else ""
+        yield indent(Text(f"{figures.plural(idle, f'{others}pattern')} would do nothing", style="dim"))

@@ -100,6 +100,13 @@ def test_a_refusal_says_what_stands_there_instead() -> None:
     assert refusal.node == "x" and "it is an input" in refusal.detail
 
 
+def test_what_stops_a_sum_within_is_said_in_its_own_words() -> None:
+    s = Sketch()
+    graph = s.graph(s.conv(s.add(s.relu("x"), s.relu("x"))))
+    within = query("match y = x -> sum { a: conv  b: conv } -> conv do fold to conv")
+    assert "made by relu, the pattern wants conv here" in refused(graph, within).detail
+
+
 # --- what is stepped over --------------------------------------------------------------------------------------------
 
 

@@ -111,6 +111,7 @@ INSPECTION = Inspection(
         PatternOutlook("aux-prune", 1, 25_591_040, None, "removes aux"),
         PatternOutlook("bypass", 25, 0),
         PatternOutlook("repconv", 24, 232_000, 6_100_000_000),
+        PatternOutlook("replk", 0, 0),
     ),
     dead=("lost",),
     versions=(("fxrewrite", "0.1.0"),),
