@@ -30,6 +30,7 @@ from rewriter.graph.proto import (
     value_type,
 )
 from rewriter.graph.raw import Canonical, Extents, Raw
+from rewriter.graph.settled import released, settled
 from rewriter.graph.tensors import constant_of
 from rewriter.graph.view import Constant, Dim, Graph, Node, Value
 
@@ -118,6 +119,7 @@ class _Builder:
     values: dict[str, Value] = field(default_factory=dict[str, Value])
     unknown: dict[str, str] = field(default_factory=dict[str, str])  # what is computed from constants, and why not here
     ledger: Ledger = field(default_factory=Ledger)
+    aside: list[int] = field(default_factory=list[int])  # nodes that make constants and read other values beside
 
     @classmethod
     def of(
@@ -151,9 +153,9 @@ class _Builder:
         inputs = tuple(self._input(info) for info in self.model.graph.input)
         nodes = tuple([self._node(i, position) for i, position in enumerate(self.order)])
         outputs = tuple(self._value(o.name) for o in self.model.graph.output)
-        if self.sizes:
-            _leave_out_idle(nodes)
-        return Graph(nodes, self.values, inputs, outputs, self.opset)
+        graph = Graph(nodes, self.values, inputs, outputs, self.opset)
+        aside = [index for index in self.aside if settled(nodes[index])]
+        return released(graph, aside) if aside else graph
 
     def _input(self, info: ValueInfoProto) -> Value:
         dtype, shape = value_type(info)
@@ -197,6 +199,8 @@ class _Builder:
         inputs = [(values.get(name) or self._value(name)) if name else None for name in self.inputs[position]]
         names = self.outputs[position]
         reading = self._reading(proto, inputs, attrs, names)
+        if names[0] in self.constants and any(v is not None and v.constant is None for v in inputs):
+            self.aside.append(index)
         dtype = _result_type(reading, self.opset)
         if len(names) == 1:
             outputs = (self._output(names[0], index, dtype),)
@@ -312,27 +316,6 @@ def _result_type(reading: Canonical, opset: int) -> str | None:
         return None
     constant = reading.consts.get(role)
     return None if constant is None else constant.dtype
-
-
-def _leave_out_idle(nodes: Sequence[Node]) -> None:
-    """Take the nodes of which only known sizes are needed from the readers of what activations flow through.
-
-    All that such a node makes is read, and is either constant or read by idle nodes alone. Whoever removes what an idle
-    node reads has to store the constants behind it.
-    """
-    idle = bytearray(len(nodes))
-    for node in reversed(nodes):
-        idle[node.index] = all(
-            value.readers
-            and not value.is_output
-            and not value.captured
-            and (value.constant is not None or all(idle[reader] for reader in value.readers))
-            for value in node.outputs
-        )
-    values = {value.name: value for node in nodes for value in (*node.data, *node.outputs) if value.constant is None}
-    for value in values.values():
-        if any(idle[reader] for reader in value.readers):
-            object.__setattr__(value, "readers", tuple([reader for reader in value.readers if not idle[reader]]))
 
 
 def _constant_node(name: str, attrs: Mapping[str, Any], folder: Path | None) -> Constant | None:

@@ -19,6 +19,7 @@ from rewriter.algebra.proof import prove_rounded
 from rewriter.errors import VerificationError
 from rewriter.graph.onnx import view
 from rewriter.graph.proto import captured_names, live_names, producers, topological
+from rewriter.graph.settled import settled
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Constant, Graph
 from rewriter.rewriting import names
@@ -90,9 +91,9 @@ class OnnxDraft:
         """
         if not edits:
             return
-        removed = {id(e.node.native) for e in edits if isinstance(e, RemoveNode)}
-        removed |= self._store_sizes(self.view(), edits)
+        before = self.view()
         self._touched()
+        removed = {id(e.node.native) for e in edits if isinstance(e, RemoveNode)}
         added: dict[int, list[NodeProto]] = {}
         for edit in edits:
             match edit:
@@ -117,23 +118,26 @@ class OnnxDraft:
         if any(isinstance(edit, Reread) for edit in edits):
             self._reorder()
         self._rename(ends({e.old: e.new for e in edits if isinstance(e, Rewire)}))
+        self._settle(before)
         self._remove_dead()
 
-    def _store_sizes(self, graph: Graph, edits: Sequence[Edit]) -> set[int]:
-        """Store the known sizes that are read of values that go; gives back the nodes that are no longer needed for it.
+    def _settle(self, before: Graph) -> None:
+        """Constants in place of nodes that read the size or the type of what went (see `graph.settled`).
 
-        No value that goes is read by others but for such a size (`graph.onnx`, idle nodes).
+        What reads it otherwise went on to such nodes alone, or was dead when the model came, and goes too.
         """
-        gone = {value.name for e in edits if isinstance(e, RemoveNode) for value in e.node.outputs}
-        gone -= {e.output for e in edits if isinstance(e, AddNode)}
-        gone -= {name for e in edits if isinstance(e, Rewire) for name in (e.old, e.new)}
-        done: set[int] = set()
-        for node in graph.nodes:
-            if any(value.name in gone and node.index not in value.readers for value in node.data):
-                done.add(id(node.native))
-                gone.update(value.name for value in node.outputs if value.constant is None)
-                self.made.update((v.name, v.constant) for v in node.outputs if v.constant is not None)
-        return done
+        made_by_nodes = {value.name for node in before.nodes for value in node.outputs}
+        aside = {id(node.native): node for node in before.nodes if settled(node)}
+        while True:
+            there = self._there(frozenset()) | self.made.keys()
+            gone = {name for node in self.nodes for name in node.input if name not in there} & made_by_nodes
+            if not gone:
+                return
+            going = [native for native in self.nodes if not gone.isdisjoint(native.input)]
+            known = [value for native in going if id(native) in aside for value in aside[id(native)].outputs]
+            self.made.update((value.name, value.constant) for value in known if value.constant is not None)
+            removed = {id(native) for native in going}
+            self.nodes = [native for native in self.nodes if id(native) not in removed]
 
     def rename_interface(self, wanted: Mapping[str, str]) -> str | None:
         """Give inputs and outputs of the model other names, all at once, everywhere they are read.
