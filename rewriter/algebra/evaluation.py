@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.graph.view import Node
+from rewriter.graph.view import Constant, Node
 from rewriter.matching.region import Region
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -21,7 +21,6 @@ Pads: TypeAlias = "tuple[tuple[int, int], ...]"
 
 MOST_COLUMNS = 1 << 23
 """Elements of the unfolded input that one matrix product may hold (64 MiB)."""
-
 
 MOST_ELEMENTS = 1 << 27
 """Of one value on the way (1 GiB); pads and strides of a hostile file make any size."""
@@ -32,8 +31,8 @@ class CannotRun(Exception):
 
 
 ROUNDING = 8
-"""Units in the last place, of the largest of them, by which constants that are written around an image may be off:
-they stand for what a layer gives there, and exporters compute the two in different orders."""
+"""Units in the last place, of the largest of them, by which constants beside activations may be off: those that are
+written around an image stand for what a layer gives there, and exporters compute the two in different orders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,10 @@ class Run:
         values = node.consts[role].floats()
         return np.abs(values) if self.absolute else values
 
-    def written(self, node: Node, role: str) -> Array:
-        values = self.constant(node, role)
-        if not self.rounded or not values.size:
-            return values
-        unit = np.finfo(np.float64 if node.consts[role].dtype == "float64" else np.float32).eps
-        return values + ROUNDING * unit * values.max()
+    def written(self, constant: Constant) -> Array:
+        values = np.abs(constant.floats()) if self.absolute else constant.floats()
+        unit = np.finfo(np.float64 if constant.dtype == "float64" else np.float32).eps
+        return values + ROUNDING * unit * values.max(initial=0.0) if self.rounded else values
 
     def channels(self, node: Node, role: str, x: Array) -> Array:
         return self.constant(node, role).reshape(-1, *(1,) * (x.ndim - 2))
@@ -64,18 +61,19 @@ class Run:
 
 def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
     """What the region gives for its entry and its leftovers."""
-    values: dict[str, Array] = {name: np.asarray(value) for name, value in rest.items()}
-    values[region.entry.name] = x
+    values: dict[str, Array] = {name: np.asarray(value) for name, value in rest.items()} | {region.entry.name: x}
     sequences: dict[str, list[Array]] = {}
     for node in region.nodes:
         if node.op in SEQUENCES and node.problem is None and node.data[0].name in (values.keys() | sequences.keys()):
             _run_sequence(node, values, sequences)
             continue
         evaluate = OPS.get(node.op)
-        if evaluate is None or node.problem is not None or any(value.name not in values for value in node.data):
+        known = all(value.name in values or value.constant is not None for value in node.data)
+        if evaluate is None or node.problem is not None or not known:
             raise CannotRun(f"{node.name or node.output.name} ({node.op}) cannot be evaluated")
         try:
-            found = evaluate(node, [values[value.name] for value in node.data], how)
+            data = [values[v.name] if v.constant is None else how.written(v.constant) for v in node.data]
+            found = evaluate(node, data, how)
         except (ValueError, IndexError, TypeError) as error:  # operands that do not broadcast, sizes that do not fit
             raise CannotRun(f"{node.name or node.output.name} ({node.op}): {error}") from error
         made = found if isinstance(found, list) else [found]  # leftovers are numbers
@@ -260,8 +258,14 @@ def _run_scatter_nd(node: Node, data: list[Array], run: Run) -> Array:
     if len(data) != 1 or not {"indices", "updates"} <= node.consts.keys() or node.attrs["reduction"] != "none":
         raise CannotRun(f"{node.name} writes in a way that is not evaluated")
     found = data[0].copy()
-    found[tuple(np.moveaxis(node.consts["indices"].load(), -1, 0))] = run.written(node, "updates")
+    found[tuple(np.moveaxis(node.consts["indices"].load(), -1, 0))] = run.written(node.consts["updates"])
     return found
+
+
+def _run_where(node: Node, data: list[Array], run: Run) -> Array:
+    if len(data) != 2 or "condition" not in node.consts:
+        raise CannotRun(f"{node.name} chooses by what is not constant")
+    return np.where(node.consts["condition"].load().astype(np.bool_), *data)
 
 
 def _run_reshape(node: Node, data: list[Array], run: Run) -> Array:
@@ -313,6 +317,7 @@ OPS: Mapping[str, Callable[[Node, list[Array], Run], Array | list[Array]]] = {
     "concat": _run_concat,
     "gather": _run_gather,
     "scatter_nd": _run_scatter_nd,
+    "where": _run_where,
     "reshape": _run_reshape,
     "flatten": _run_flatten,
     "transpose": _run_transpose,

@@ -97,6 +97,9 @@ def dtype_of(region: Region) -> str | Refusal:
         for role, constant in node.consts.items():
             if role not in CHOOSING:
                 found.setdefault(constant.dtype, constant.name)
+        for value in node.data:
+            if value.constant is not None:
+                found.setdefault(value.constant.dtype, value.name)
     if not found:
         return Refusal(Reason.TYPE, region.name, "its element type is not known")
     if len(found) > 1:
@@ -235,14 +238,17 @@ def _apply(node: Node, terms: Mapping[str, Found], space: Space) -> Sequence[Fou
 
 def _read(node: Node, terms: Mapping[str, Found], space: Space) -> list[Term] | Refusal:
     read: list[Term] = []
+    written = node.op in placement.WRITES and any(value.constant is not None for value in node.data)
     for value in node.data:
+        if written and value.constant is not None:
+            continue
         term = terms.get(value.name)
         if term is None:
             detail = f"reads {value.name}, which is neither inside nor the entry"
             return Refusal(Reason.ENTRY, name_of(node), detail)
         if isinstance(term, Parts):
             term = _one_of(node, term)
-        if isinstance(term, Term) and node.op not in placement.KEEPS:
+        if isinstance(term, Term) and node.op not in placement.KEEPS and not written:
             term = term.settled(space)
         if isinstance(term, Refusal):
             return term
@@ -262,7 +268,7 @@ def _made(node: Node, read: list[Term], space: Space) -> Found:
     name = name_of(node)
     if node.op in SUMS:
         return _sum(name, SUMS[node.op](len(read)), read, space)
-    if node.op == "concat":
+    if node.op == "concat" and len(read) == len(node.data):
         return operators.join(node, read, space)
     if len(read) == 1 and node.op in TRANSPARENT and TRANSPARENT[node.op](node):
         return read[0]

@@ -347,6 +347,8 @@ RULES: Mapping[str, Rule] = {
     "pad": _pad,
     "slice": _slice,
     "gather": _gather,
-    "scatter_nd": placement.write,
+    "scatter_nd": placement.scattered,
+    "where": placement.chosen,
+    "concat": placement.joined,
 } | dict.fromkeys(VIEWS, _view)
 """How an operator with one operand continues an affine map."""

@@ -18,6 +18,7 @@ from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from rewriter.algebra.affine import Affine, Pads, Size
 from rewriter.algebra.constants import name_of, tensor
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 KEEPS = frozenset({"identity", "transpose", "scatter_nd"})
 """Operators under which a value stays under construction; whatever else reads it has to know what it is."""
+
+WRITES = frozenset({"where", "concat"})
+"""Operators that read constants beside it, and then write them."""
 
 ROUNDING = 8
 """How many units in the last place, of the largest value of a write, a value may be off. Exporters compute the bias of
@@ -59,6 +63,16 @@ class Placement:
     pads: Pads
     fill: float
     writes: tuple[Write, ...] = ()
+
+    def grown(self, axis: int, begin: int, end: int) -> Placement:
+        """With more room at both ends of a spatial axis."""
+
+        def along(ends: Sequence[tuple[int, int]], change: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+            a, b = ends[axis]
+            return (*ends[:axis], (a + change[0], b + change[1]), *ends[axis + 1 :])
+
+        writes = tuple([replace(write, box=along(write.box, (begin, begin))) for write in self.writes])
+        return replace(self, pads=along(self.pads, (begin, end)), writes=writes)
 
     def extent(self, core: Size) -> Size:
         return tuple([None if n is None else n + sum(ends) for n, ends in zip(core, self.pads, strict=True)])
@@ -104,7 +118,7 @@ def _differs(write: Write, bias: Array) -> str | None:
 # --- one write -------------------------------------------------------------------------------------------------------
 
 
-def write(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
+def scattered(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
     """A ScatterND of constants: one more box."""
     name, indices, updates = name_of(node), node.consts.get("indices"), tensor(node, "updates")
     if isinstance(updates, Refusal):
@@ -113,26 +127,124 @@ def write(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal
         return Refusal(Reason.VALUE, name, "where it writes is no constant")
     if node.attrs["reduction"] != "none":
         return Refusal(Reason.OP, name, "adds to what is there and does not replace it")
-    placed = term.placement
-    if placed is None:
+    if term.placement is None:
         return Refusal(Reason.EXACT, name, "writes over the image, not around it")
-    if len(placed.writes) >= MOST_WRITES:
-        return Refusal(Reason.LIMIT, name, f"more than {MOST_WRITES} writes, one over another")
+    canvas = _canvas(name, term, term.placement, inner, space)
+    if isinstance(canvas, Refusal):
+        return canvas
+    patch = _patch(name, indices.load(), updates, canvas.extents)
+    return patch if isinstance(patch, Refusal) else canvas.written(term, [patch], node.consts["updates"].dtype)
+
+
+def chosen(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
+    """A Where between the value and a constant: what it keeps of the value is a box, the constant lies around it."""
+    name, condition = name_of(node), node.consts.get("condition")
+    at = next((place for place, value in enumerate(node.data) if value.constant is not None), None)
+    constant = None if at is None else node.data[at].constant
+    if condition is None or constant is None or len(node.data) != 2 or term.placement is None:
+        return Refusal(Reason.OP, name, "does not choose between a value with room around it and a constant")
+    canvas = _canvas(name, term, term.placement, inner, space)
+    if isinstance(canvas, Refusal):
+        return canvas
+    kept = condition.load().astype(np.bool_)
+    kept = ~kept if at == 0 else kept
+    rank = len(canvas.extents)
+    ranges = (
+        _box_of(kept.reshape((1,) * (rank - kept.ndim) + kept.shape), canvas.extents) if kept.ndim <= rank else None
+    )
+    if ranges is None:
+        return Refusal(Reason.EXACT, name, "what it keeps of the value is no box")
+    elements = constant.floats()
+    if elements.ndim > rank or not np.isfinite(elements).all():
+        return Refusal(Reason.VALUE, name, "its constant has more axes than the value, or is not finite")
+    elements = elements.reshape((1,) * (rank - elements.ndim) + elements.shape)
+    patches: list[_Patch] = []
+    for axis, ((begin, end), extent) in enumerate(zip(ranges, canvas.extents, strict=True)):
+        for run in ((0, begin), (end, extent)):
+            if run[0] < run[1]:
+                whole = [(0, n) for n in canvas.extents]
+                patches.append(_Patch([*whole[:axis], run, *whole[axis + 1 :]], elements))
+    return canvas.written(term, patches, constant.dtype)
+
+
+def _box_of(kept: npt.NDArray[np.bool_], extents: Sequence[int]) -> Sequence[tuple[int, int]] | None:
+    """The box that is marked, of a mask that broadcasts to these extents."""
+    if any(n not in (1, extent) for n, extent in zip(kept.shape, extents, strict=True)) or not kept.any():
+        return None
+    ranges: list[tuple[int, int]] = []
+    for axis, n in enumerate(kept.shape):
+        marked = np.flatnonzero(kept.any(axis=tuple([other for other in range(kept.ndim) if other != axis])))
+        ranges.append((int(marked[0]), int(marked[-1]) + 1) if n > 1 else (0, extents[axis]))
+    inside = tuple(
+        [slice(begin, end) if n > 1 else slice(None) for (begin, end), n in zip(ranges, kept.shape, strict=True)]
+    )
+    return ranges if kept[inside].all() else None
+
+
+def joined(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
+    """A Concat with constants along a spatial axis: more room, and the constants in it."""
+    name, rank = name_of(node), len(term.layout)
+    axis: int = node.attrs["axis"]
+    held = term.layout[axis] if -rank <= axis < rank else ()
+    if not space.windows or len(held) != 1 or held[0] < 2:
+        return Refusal(Reason.OP, name, "joins constants to the channels or images")
+    axis, along = axis % rank, held[0] - 2
+    given = [value.constant for value in node.data]
+    place = given.index(None)
+    constants = [constant for constant in given if constant is not None]
+    if any(len(constant.shape) != rank for constant in constants):
+        return Refusal(Reason.SHAPE, name, "joins constants of other axes")
+    before, behind = (sum(c.shape[axis] for c in part) for part in (constants[:place], constants[place:]))
+    placed = term.placement or Placement(name, ((0, 0),) * inner.rank, 0.0)
+    canvas = _canvas(name, term, placed.grown(along, before, behind), inner, space)
+    if isinstance(canvas, Refusal):
+        return canvas
+    patches: list[_Patch] = []
+    at = 0
+    for number, constant in enumerate(constants):
+        at = canvas.extents[axis] - behind if number == place else at
+        elements, end = constant.floats(), at + constant.shape[axis]
+        ranges = [*[(0, n) for n in canvas.extents[:axis]], (at, end), *[(0, n) for n in canvas.extents[axis + 1 :]]]
+        if elements.shape != tuple([stop - start for start, stop in ranges]) or not np.isfinite(elements).all():
+            return Refusal(Reason.SHAPE, name, "joins constants of another size, or that are not finite")
+        patches += [_Patch(ranges, elements)] if elements.size else []
+        at = end
+    return canvas.written(term, patches, constants[0].dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Canvas:
+    """A value under construction with known extents, and the spatial ones of its core."""
+
+    at: str
+    placed: Placement
+    extents: Sequence[int]
+    core: Size
+
+    def written(self, term: Term, patches: Sequence[_Patch], dtype: str) -> Term | Refusal:
+        """With these boxes written over what is there."""
+        writes = [*self.placed.writes]
+        for patch in patches:
+            strip = _strip(self.at, patch, term.layout, self.extents)
+            if isinstance(strip, Refusal):
+                return strip
+            box, values = strip
+            axes = zip(box, self.placed.pads, self.core, strict=True)
+            if all(begin < before + (n or 0) and before < end for (begin, end), (before, _), n in axes):
+                return Refusal(Reason.EXACT, self.at, "writes over the image, not around it")
+            unit = np.finfo(np.float64 if dtype == "float64" else np.float32).eps
+            writes.append(Write(self.at, box, values, ROUNDING * float(unit) * float(np.abs(values).max())))
+        if len(writes) > MOST_WRITES:
+            return Refusal(Reason.LIMIT, self.at, f"more than {MOST_WRITES} writes, one over another")
+        return replace(term, placement=replace(self.placed, writes=tuple(writes)))
+
+
+def _canvas(name: str, term: Term, placed: Placement, inner: Affine, space: Space) -> _Canvas | Refusal:
     core = inner.extent(space.size)
     extents = _extents(term.layout, inner.outputs, space.dims[0], placed.extent(core))
     if extents is None:
         return Refusal(Reason.DYNAMIC, name, "where it writes depends on a size that is not known")
-    patch = _patch(name, indices.load(), updates, extents)
-    strip = patch if isinstance(patch, Refusal) else _strip(name, patch, term.layout, extents)
-    if isinstance(strip, Refusal):
-        return strip
-    box, values = strip
-    axes = zip(box, placed.pads, core, strict=True)
-    if all(begin < before + (n or 0) and before < end for (begin, end), (before, _), n in axes):
-        return Refusal(Reason.EXACT, name, "writes over the image, not around it")
-    unit = np.finfo(np.float64 if node.consts["updates"].dtype == "float64" else np.float32).eps
-    made = Write(name, box, values, ROUNDING * float(unit) * float(np.abs(values).max()))
-    return replace(term, placement=replace(placed, writes=(*placed.writes, made)))
+    return _Canvas(name, placed, extents, core)
 
 
 def _extents(layout: Layout, channels: int, images: Dim, spatial: Size) -> list[int] | None:
@@ -184,7 +296,8 @@ def _strip(name: str, patch: _Patch, layout: Layout, extents: Sequence[int]) -> 
     if any(run != (0, n) and axis not in spatial for axis, (run, n) in enumerate(full)):
         return Refusal(Reason.OP, name, "writes to some of the images or channels")
     channels = layout.index((CHANNELS,))
-    columns = np.moveaxis(patch.elements, channels, 0).reshape(extents[channels], -1)
+    columns = np.moveaxis(patch.elements, channels, 0)
+    columns = columns.reshape(len(columns), -1)
     if (columns != columns[:, :1]).any():
         return Refusal(Reason.EXACT, name, "writes values that are not one per channel")
-    return tuple([patch.ranges[axis] for axis in spatial]), columns[:, 0]
+    return tuple([patch.ranges[axis] for axis in spatial]), np.broadcast_to(columns[:, 0], (extents[channels],))

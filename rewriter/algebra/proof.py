@@ -175,7 +175,12 @@ def _whole(region: Region, size: Sequence[int]) -> list[Probe] | Refusal:
 
 def _stores_sizes(region: Region) -> bool:
     """Whether a node is right for some sizes of the entry only."""
-    return any(node.op in BAKED or (node.op == "slice" and _bounded(node)) for node in region.nodes)
+    return any(
+        node.op in BAKED
+        or (node.op == "slice" and _bounded(node))
+        or (node.op == "concat" and any(value.constant is not None for value in node.data))
+        for node in region.nodes
+    )
 
 
 BAKED = frozenset({"reshape", "expand", "scatter_nd", "where"})
@@ -248,7 +253,7 @@ def _compare(
     sizes = {name: abs(value) for name, value in rest.items()}
     size = probe.map(lambda one: run(region, one, sizes, Run(absolute=True)), least)
     spare: Array = np.zeros_like(size)
-    if any(node.op in WRITTEN for node in region.nodes):
+    if any(node.op in WRITTEN or any(value.constant is not None for value in node.data) for node in region.nodes):
         spare = probe.map(lambda one: run(region, one, sizes, Run(absolute=True, rounded=True)), least) - size
     found = _Found()
     for rows, bound in ((slice(0, 1), slice(0, 1)), (slice(1, None), slice(1, 2))):  # zero with zero, others with least
@@ -257,7 +262,7 @@ def _compare(
 
 
 WRITTEN = frozenset({"scatter_nd"})
-"""Operators that write constants."""
+"""Operators that write constants, beside those that read one as they read activations."""
 
 
 def _folded(form: Form, x: Array) -> Array:

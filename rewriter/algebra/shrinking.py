@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.graph.view import Array, Constant, Node
+from rewriter.graph.view import Array, Constant, Node, Value
 from rewriter.matching.region import Region
 
 Indices: TypeAlias = "npt.NDArray[np.int64]"
@@ -147,6 +147,46 @@ def _scattered(node: Node, read: Sequence[Axes]) -> tuple[Node, Axes]:
     return replace(node, consts=consts), axes
 
 
+def _chosen(node: Node, read: Sequence[Axes]) -> tuple[Node, Axes]:
+    """The condition of a Where, and the constant that it may choose."""
+    (axes,) = read
+    condition = node.consts["condition"]
+    made = replace(node, data=_cut(node.data, axes), consts={"condition": _of(condition, _even(condition, axes))})
+    return made, axes
+
+
+def _joined(node: Node, read: Sequence[Axes]) -> tuple[Node, Axes]:
+    """Values one behind the other, of which one may have a gap on that axis, with constants around it."""
+    first = read[0]
+    axis: int = node.attrs["axis"] % len(first)
+    if len(read) != len(node.data) and len(read) == 1:
+        widths = [0 if value.constant is None else value.constant.shape[axis] for value in node.data]
+        place = next(i for i, value in enumerate(node.data) if value.constant is None)
+        beside = tuple([Gap(1, 0, 0) if i == axis else gap for i, gap in enumerate(first)])
+        moved = first[axis].padded(sum(widths[:place]), sum(widths[place:]))
+        return replace(node, data=_cut(node.data, beside)), (*first[:axis], moved, *first[axis + 1 :])
+    if len(read) != len(node.data) or any(axes[axis].count for axes in read):
+        raise Uneven
+    total = Gap(sum(axes[axis].extent for axes in read), 0, 0)
+    return node, (*first[:axis], total, *first[axis + 1 :])
+
+
+def _cut(data: Sequence[Value], axes: Axes) -> tuple[Value, ...]:
+    cut = [v if v.constant is None else replace(v, constant=_of(v.constant, _even(v.constant, axes))) for v in data]
+    return tuple(cut)
+
+
+def _even(constant: Constant, axes: Axes) -> Array:
+    """A constant that stands beside a value, without what falls into gaps."""
+    elements = constant.load()
+    for back, gap in enumerate(axes[::-1], 1):
+        if gap.count and back <= elements.ndim and elements.shape[-back] > 1:
+            if not 1 <= gap.start < gap.extent - gap.count or elements.shape[-back] != gap.extent:
+                raise Uneven
+            elements = _without(elements, elements.ndim - back, gap)
+    return elements
+
+
 def _without(elements: Array, axis: int, gap: Gap) -> Array:
     """An array without its gap, where that goes on as it begins."""
     gone = range(gap.start, gap.start + gap.count)
@@ -186,6 +226,8 @@ AXES: Mapping[str, Rule] = (
         "pad": _padded,
         "transpose": _transposed,
         "scatter_nd": _scattered,
+        "where": _chosen,
+        "concat": _joined,
     }
     | dict.fromkeys(("scale", "shift", "identity", "dropout", "cast", "leaky_relu", "neg"), _alike)
     | dict.fromkeys(("add", "sub", "sum"), _added)

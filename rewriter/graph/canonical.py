@@ -255,5 +255,6 @@ RULES: Mapping[str, Callable[[Raw], Canonical]] = {
     "Unsqueeze": rearranging.axes,
     "Gather": rearranging.gather,
     "ScatterND": rearranging.scatter_nd,
+    "ScatterElements": rearranging.scatter_elements,
     "Where": rearranging.where,
 }

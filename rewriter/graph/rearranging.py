@@ -8,7 +8,10 @@ absent; the node then has a problem, but for Reshape and Expand, whose target si
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from rewriter.graph.constants import FLOATS, integers
 from rewriter.graph.raw import (
@@ -23,7 +26,7 @@ from rewriter.graph.raw import (
     whole_number,
     whole_numbers,
 )
-from rewriter.graph.view import Constant, Value
+from rewriter.graph.view import Array, Constant, Value
 from rewriter.graph.vocabulary import canonical_name
 
 MODES = ("constant", "reflect", "edge", "wrap")
@@ -206,6 +209,24 @@ def scatter_nd(raw: Raw) -> Canonical:
     """`indices` say where and `updates` what, where they are constant; "none" is plain writing."""
     reduction = raw.attrs.get("reduction", "none")
     return _chosen(raw, {"indices": 1, "updates": 2}, reduction=reduction)
+
+
+def scatter_elements(raw: Raw) -> Canonical:
+    """A ScatterND of which every index is a whole place: that of the update, but on one axis."""
+    data, axis = first(raw), whole_number(raw, "axis", 0)
+    indices, updates = raw.const(1), raw.const(2)
+    rank = 0 if indices is None else len(indices.shape)
+    if indices is None or updates is None or indices.shape != updates.shape or not -rank <= axis < rank:
+        return plain(raw)
+
+    def places() -> Array:
+        found = np.indices(indices.shape)
+        found[axis % rank] = indices.load()
+        return np.moveaxis(found, 0, -1)
+
+    index = replace(indices, shape=(*indices.shape, rank), dtype="int64", load=places)
+    attrs = {"reduction": raw.attrs.get("reduction", "none")}
+    return Canonical("scatter_nd", data, {"indices": index, "updates": updates}, attrs)
 
 
 def _chosen(raw: Raw, roles: Mapping[str, int], **attrs: Any) -> Canonical:

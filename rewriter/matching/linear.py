@@ -69,7 +69,7 @@ def grow(graph: Graph, exit_: Value, settled: Container[int] = ()) -> Field:
         for value in queue.popleft().data:
             read[value.name] = value
             reads[value.name] += 1
-            maker = graph.producer(value)
+            maker = None if value.constant is not None else graph.producer(value)
             if maker is None or maker.index in inside or maker.index in settled or len(inside) >= MOST_NODES:
                 continue
             if is_affine(maker) and all(_hidden(output, reads) for output in maker.outputs):

@@ -121,6 +121,8 @@ def evaluate(node: Node, data: list[Array]) -> Any:
             for at in np.ndindex(*indices.shape[:-1]):
                 y[tuple(indices[at])] = consts["updates"][at]
             return y
+        case "where":
+            return np.where(node.consts["condition"].load(), *data)
         case "reshape":
             return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(attrs["shape"])])
         case "flatten":
@@ -153,7 +155,7 @@ def padded(x: Array, pads: tuple[tuple[int, int], ...], value: float) -> Array:
 def run(region: Region, x: Array, rest: dict[str, Array] | None = None) -> Array:
     values: dict[str, Any] = {region.entry.name: x, **(rest or {})}
     for node in region.nodes:
-        data = [values[value.name] for value in node.data]
+        data = [values[v.name] if v.constant is None else v.constant.floats() for v in node.data]
         made: list[Any] = split(node, data[0]) if node.op == "split" else [evaluate(node, data)]
         values.update((output.name, y) for output, y in zip(node.outputs, made, strict=True))
     return values[region.exit.name]

@@ -33,6 +33,13 @@ class Block:
         self.values[name] = Value(name, None, (), shape=shape, dtype=found)
         return name
 
+    def known_value(self, elements: Any) -> str:
+        """A constant that stands among the values a node reads."""
+        name = f"k{len(self.values)}"
+        constant = self.constant(name, elements)
+        self.values[name] = Value(name, None, (), constant=constant, shape=constant.shape, dtype=constant.dtype)
+        return name
+
     def constant(self, name: str, elements: Any, dtype: str | None = None) -> Constant:
         """Elements are rounded to the stored type, as a file would hold them (bfloat16 is given as it is)."""
         stored = dtype or self.dtype

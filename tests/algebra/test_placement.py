@@ -76,6 +76,40 @@ def ringed(
     return block
 
 
+def whole(rng: np.random.Generator, write: Callable[[Block, str, Array], str], bias: Array | None = None) -> Block:
+    """The same, all of the ring by `write`, which reads the unpadded map."""
+    block = ringed(rng, strips=(), bias=bias)
+    block.nodes[1:] = []
+    bias = block.nodes[0].consts["bias"].floats()
+    y = write(block, block.nodes[0].output.name, bias)
+    block.conv(y, normal(rng, 5, CHANNELS, 3, 3), rng.standard_normal(5))
+    return block
+
+
+def by_mask(
+    block: Block, y: str, values: Array, swapped: bool = False, kept: Strip = (slice(1, -1), slice(1, -1))
+) -> str:
+    """A choice between the map with room around it and the values."""
+    mask = np.zeros((1, 1, HIGH, WIDE), np.bool_)
+    mask[:, :, *kept] = True
+    sides = [padded(block, y), block.known_value(values.reshape(1, -1, 1, 1))]
+    consts = {"condition": (~mask if swapped else mask, "bool")}
+    return block.node("where", sides[::-1] if swapped else sides, consts)
+
+
+def by_joining(block: Block, y: str, values: Array, columns_first: bool = False, above: int = 1) -> str:
+    """Rows and columns of the values beside the map."""
+    for axis in (3, 2) if columns_first else (2, 3):
+        high, wide = (HIGH - 2, 1) if axis == 3 else (1, WIDE - 2)
+        if (axis == 2) == columns_first:
+            high, wide = (1, WIDE) if axis == 2 else (HIGH, 1)
+        strip = np.zeros((IMAGES, CHANNELS, high, wide)) + values.reshape(-1, 1, 1)
+        count = above if axis == 2 else 1
+        parts = [block.known_value(strip) for _ in range(2)]
+        y = block.concat(*parts[:count], y, *parts[count:], axis=axis - 4 if columns_first else axis)
+    return y
+
+
 def fold(region: Region) -> ConvForm | Refusal:
     affine = interpret(region)
     return conv_of(affine, "float32") if isinstance(affine, Affine) else affine
@@ -153,6 +187,38 @@ def test_the_mean_behind_a_ring_with_a_stride(rng: np.random.Generator) -> None:
     assert isinstance(prove(region, conv), Proof)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_choice_by_mask(rng: np.random.Generator, swapped: bool) -> None:
+    region = whole(rng, lambda block, y, values: by_mask(block, y, values, swapped)).region()
+    assert folded(region).size == (IMAGES, 3, 7, 7)
+    conv = fold(region)
+    assert isinstance(conv, ConvForm)
+    assert judge.same(region, conv, [(HIGH - 2, WIDE - 2)])
+
+
+@pytest.mark.parametrize("columns_first", [False, True])
+def test_rows_and_columns_joined_to_the_map(rng: np.random.Generator, columns_first: bool) -> None:
+    region = whole(rng, lambda block, y, values: by_joining(block, y, values, columns_first)).region()
+    assert folded(region).size == (IMAGES, 3, 7, 7)
+    conv = fold(region)
+    assert isinstance(conv, ConvForm)
+    assert judge.same(region, conv, [(HIGH - 2, WIDE - 2)])
+
+
+def test_both_rows_above_the_map_are_two_rows_of_padding(rng: np.random.Generator) -> None:
+    conv = fold(whole(rng, lambda block, y, values: by_joining(block, y, values, above=2)).region())
+    assert isinstance(conv, ConvForm)
+    assert conv.pads == ((2, 0), (1, 1))
+
+
+def test_the_bias_taken_away_before_padding_and_added_behind(rng: np.random.Generator) -> None:
+    def shifted(block: Block, y: str, values: Array) -> str:
+        column = values.reshape(-1, 1, 1)
+        return block.shift(padded(block, block.shift(y, -column)), column)
+
+    folded(whole(rng, shifted).region())
+
+
 # --- what stays ------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +286,32 @@ def test_indices_out_of_range_and_writes_that_do_not_fit(rng: np.random.Generato
     found = ringed(rng, by_rows).region()
     other = Region(block.values["x"], found.exit, tuple(found.nodes))
     refused(other, "does not fit", Reason.SHAPE)
+
+
+def test_other_values_by_mask_or_joined(rng: np.random.Generator) -> None:
+    for write in (by_mask, by_joining):
+        refused(whole(rng, lambda block, y, values: write(block, y, values + 3e-6)).region(), "around the image")  # noqa: B023
+        refused(whole(rng, lambda block, y, values: write(block, y, values * 0)).region(), "around the image")  # noqa: B023
+
+
+def test_masks_that_cut_into_the_image_or_keep_padding(rng: np.random.Generator) -> None:
+    def masked(kept: Strip) -> Region:
+        return whole(rng, lambda block, y, values: by_mask(block, y, values, kept=kept)).region()
+
+    refused(masked((slice(2, -1), slice(1, -1))), "over the image")
+    refused(masked((slice(0, -1), slice(1, -1))), "writes 0 around the image")
+    refused(masked((slice(1, -1, 2), slice(1, -1))), "no box")
+
+
+def test_constants_of_another_size_joined(rng: np.random.Generator) -> None:
+    def joined(shape: tuple[int, ...], axis: int) -> Region:
+        return whole(
+            rng, lambda block, y, values: block.concat(block.known_value(np.zeros(shape)), y, axis=axis)
+        ).region()
+
+    refused(joined((IMAGES, CHANNELS, 1, WIDE), 2), "another size", Reason.SHAPE)
+    refused(joined((IMAGES, 1, HIGH - 2, WIDE - 2), 1), "channels or images", Reason.OP)
+    refused(joined((CHANNELS, 1, WIDE - 2), 2), "other axes", Reason.SHAPE)
 
 
 def test_sizes_that_are_not_known(rng: np.random.Generator) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,19 @@ from rewriter.errors import Refusal
 from rewriter.matching.region import Region
 from rewriter.reporting.record import Proof
 from tests.algebra.regions import Array, Block, normal
-from tests.algebra.test_placement import BOTH, CHANNELS, HIGH, IMAGES, RING, WIDE, Writer, ringed
+from tests.algebra.test_placement import (
+    BOTH,
+    CHANNELS,
+    HIGH,
+    IMAGES,
+    RING,
+    WIDE,
+    Writer,
+    by_joining,
+    by_mask,
+    ringed,
+    whole,
+)
 
 SIZE = (HIGH - 2, WIDE - 2)
 
@@ -81,6 +95,30 @@ def test_one_value_that_differs_in_the_middle_of_a_strip_is_seen(rng: np.random.
     strip.consts["updates"].load()[0, 1, 0, place] += 1e-3
     assert (shrunk(block.region(), (7, 7)) is None) == (place != 8)  # the one behind the gap is still there
     assert isinstance(prove(block.region(), conv), Refusal)
+
+
+@pytest.mark.parametrize("write", [by_mask, by_joining])
+def test_constants_that_are_not_even_are_seen(write: Callable[[Block, str, Array], str]) -> None:
+    affine = interpret(whole(np.random.default_rng(1), write).region())
+    assert isinstance(affine, Affine)
+    conv = conv_of(affine, "float32")
+    assert isinstance(conv, ConvForm)
+
+    def dented(block: Block, y: str, values: Array) -> str:
+        written = write(block, y, values)
+        node = next(node for node in block.nodes if node.op in ("where", "concat"))
+        if node.op == "where":
+            node.consts["condition"].load()[0, 0, 7, 0] = True
+        else:
+            held = node.data[0].constant
+            assert held is not None
+            held.load()[0, 1, 0, 5] += 1e-3
+        return written
+
+    region = whole(np.random.default_rng(1), dented).region()
+    assert shrunk(region, (7, 7)) is None
+    assert isinstance(interpret(region), Refusal)
+    assert isinstance(prove(region, conv), Refusal)
 
 
 def test_a_value_inside_the_image_is_seen(rng: np.random.Generator) -> None:

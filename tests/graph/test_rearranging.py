@@ -34,6 +34,8 @@ TENSORS: dict[str, Array] = {
     "places": np.int64([2, 0, -1]),
     "place": np.int64(1),
     "corner": np.int64([[0, 0], [1, 2]]),
+    "slots": np.arange(12).reshape(2, 3, 2, 1) % 7 - 3,
+    "filler": np.arange(12, dtype=np.float32).reshape(2, 3, 2, 1),
     "fresh": np.ones((2, 4, 5), np.float32),
     "mask": np.bool_([[True], [False], [True]]),
     "parts": np.int64([1, 2]),
@@ -131,6 +133,8 @@ READ: list[tuple[int, Any, str, tuple[str, ...], dict[str, Any]]] = [
     (17, None, "Gather", ("x", "places"), {"axis": 1}),
     (17, None, "Gather", ("x", "place"), {"axis": -1}),
     (17, None, "ScatterND", ("x", "corner", "fresh"), {}),
+    (17, None, "ScatterElements", ("x", "slots", "filler"), {"axis": -1}),
+    (17, None, "ScatterElements", ("x", "slots", "filler"), {"axis": 3}),
     (17, (3, 4), "Where", ("mask", "x", "half"), {}),
 ]
 
@@ -190,9 +194,13 @@ def test_a_pad_of_named_axes_needs_the_rank() -> None:
     assert found.problem == "the rank of what it pads is not known"
 
 
-@pytest.mark.parametrize("op", ["Reshape", "Expand", "Gather", "ScatterND", "Where"])
+@pytest.mark.parametrize("op", ["Reshape", "Expand", "Gather", "ScatterND", "ScatterElements", "Where"])
 def test_what_is_known_at_run_time_stays_an_input(op: str) -> None:
-    inputs = {"ScatterND": ("x", "corner", "z"), "Where": ("z", "x", "half")}.get(op, ("x", "z"))
+    inputs = {
+        "ScatterND": ("x", "corner", "z"),
+        "ScatterElements": ("x", "slots", "z"),
+        "Where": ("z", "x", "half"),
+    }.get(op, ("x", "z"))
     found = reading(op, *inputs)
     assert found.problem is None
     assert "z" in [value.name for value in found.data]
