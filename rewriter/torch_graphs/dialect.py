@@ -15,6 +15,7 @@ from rewriter.torch_graphs.calls import (
     FxNode,
     call_of,
     fake,
+    is_aten,
     is_getitem,
     is_node,
     is_tensor,
@@ -65,6 +66,10 @@ class Dialect(Protocol):
         """Make a view of its input a reshape of it, which any layout in memory allows."""
         ...
 
+    def function(self, node: FxNode) -> Callable[..., Any] | None:
+        """What computes a node of its arguments alone, the same every time; None where nothing does."""
+        ...
+
     def problem(self, node: FxNode) -> str | None:
         """Why a node may not be taken, whatever it is."""
         ...
@@ -79,6 +84,12 @@ MAY_ALIAS = frozenset(
     expand_as view_as pad rrelu unflatten""".split()  # noqa: SIM905
 )
 """Operators that may give their input itself, whatever their schema says."""
+
+RANDOM = frozenset(
+    """bernoulli rand randn rand_like randn_like randint randperm normal uniform multinomial dropout feature_dropout
+    alpha_dropout rrelu poisson exponential""".split()  # noqa: SIM905
+)
+"""Operators that may give something else every time; all others give the same of the same constants."""
 
 HARMLESS = frozenset({"getitem", "add", "sub", "mul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge", "neg"})
 """Functions without a schema that work on sizes."""
@@ -176,6 +187,9 @@ class Aten:
 
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
+
+    def function(self, node: FxNode) -> Callable[..., Any] | None:
+        return node.target if is_aten(node) and op_of(node) not in RANDOM else None
 
     def problem(self, node: FxNode) -> str | None:
         del node

@@ -61,6 +61,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "expand": ("self", "size"),
     "to": ("self",),
     "where": ("condition", "self", "other"),
+    "getitem": ("self", "index"),
 }
 """Operators that are read in functions and methods, with their arguments by position."""
 

@@ -40,6 +40,30 @@ def _slice(call: Call) -> Reading | None:
     return _cut(call, 0 if start is None else start, END if end is None else end, call.args.get("step", 1))
 
 
+def _getitem(call: Call) -> Reading | None:
+    """Slices of whole numbers, an axis each; behind `...` they are those of the last axes."""
+    x, index = call.value("self"), items(call.args.get("index"))
+    if x is None or x.shape is None:
+        return None
+    if ... in index:
+        place = index.index(...)
+        index[place : place + 1] = [slice(None)] * (len(x.shape) - len(index) + 1)
+    if not all(isinstance(cut, slice) for cut in index):
+        return None
+    cuts = [(axis, *_ends(cut)) for axis, cut in enumerate(index) if cut != slice(None)]
+    if not cuts or not all(type(number) is int for cut in cuts for number in cut):
+        return None
+    axes, starts, ends, steps = zip(*cuts, strict=True)
+    lists = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
+    return onnx("Slice", x, *[call.listed(name, numbers) for name, numbers in lists.items()])
+
+
+def _ends(cut: Any) -> tuple[Any, Any, Any]:
+    """Where a slice of Python begins and ends, and its step."""
+    start, stop, step = cut.start, cut.stop, cut.step
+    return 0 if start is None else start, END if stop is None else stop, 1 if step is None else step
+
+
 def _narrow(call: Call) -> Reading | None:
     start, length = call.args.get("start"), call.args.get("length")
     if not isinstance(start, int) or not isinstance(length, int):
@@ -165,6 +189,7 @@ RULES: Mapping[str, Callable[[Call], Reading | None]] = {
     "split_with_sizes": _split,
     "slice": _slice,
     "narrow": _narrow,
+    "getitem": _getitem,
     "select": _select,
     "index_select": _index_select,
     "view": _reshape("size"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from rewriter.graph.view import Value
 from rewriter.torch_graphs.calls import Call, FxNode, Held, is_getitem, is_node, is_tensor
+from rewriter.torch_graphs.dialect import RANDOM
 from rewriter.torch_graphs.functions import call_of_function, method_or_function
 from rewriter.torch_graphs.modules import call_of_module, hooked
 from rewriter.torch_graphs.tensors import constant_of
@@ -153,6 +154,18 @@ class Modules:
     def loosen(self, node: FxNode) -> None:
         if node.op == "call_method" and node.target == "view" and call_of_function(node) is not None:
             node.target = "reshape"
+
+    def function(self, node: FxNode) -> Callable[..., Any] | None:
+        name = method_or_function(node)
+        if name is None or name in RANDOM or self._in_place(node):
+            return None
+        if node.op == "call_function":
+            return node.target
+
+        def method(value: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(value, node.target)(*args, **kwargs)
+
+        return method
 
     def problem(self, node: FxNode) -> str | None:
         if node.op == "call_module" and hooked(self.module(node)):

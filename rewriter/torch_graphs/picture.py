@@ -166,7 +166,8 @@ class _Builder:
         known = [constant for constant in unique.values() if constant is not None]
         if node in self.changes.impure or not data or len(known) != len(unique):
             return None
-        return computed(node, known)
+        function = self.dialect.function(node)
+        return None if function is None else computed(node, known, function)
 
     def _outputs(
         self, index: int, node: FxNode, getitems: Sequence[FxNode], constant: Constant | None

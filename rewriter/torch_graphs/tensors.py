@@ -5,7 +5,7 @@ Invariant: elements are copied only when a constant is loaded, and bfloat16, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from rewriter.graph.constants import FLOATS, INTEGERS
 from rewriter.graph.evaluation import Unknown, derived
 from rewriter.graph.tensors import numpy_dtype
 from rewriter.graph.view import Array, Constant
-from rewriter.torch_graphs.calls import FxNode, dtype_of, fake, is_aten, is_node, is_tensor, items, op_of
+from rewriter.torch_graphs.calls import FxNode, dtype_of, fake, is_node, is_tensor, items
 
 
 def constant_of(name: str, tensor: Any) -> Constant | None:
@@ -68,26 +68,22 @@ def stored(name: str, exact: Array, dtype: str) -> Any:
     return made
 
 
-RANDOM = frozenset({"bernoulli", "rand", "randn", "randint", "randperm", "normal", "uniform", "multinomial", "dropout"})
-"""Operators that give something else every time; all others give the same of the same constants."""
-
-
-def computed(node: FxNode, inputs: Sequence[Constant]) -> Constant | None:
+def computed(node: FxNode, inputs: Sequence[Constant], function: Callable[..., Any]) -> Constant | None:
     """What a node makes of constants alone, known by running it; None where it is not one tensor of known extents."""
     found = fake(node)
-    if not is_aten(node) or op_of(node) in RANDOM or not is_tensor(found) or not inputs:
+    if not is_tensor(found) or not inputs:
         return None
     shape, dtype = tuple(found.shape), dtype_of(node)
     if not all(type(extent) is int for extent in shape) or dtype not in FLOATS | INTEGERS:
         return None
     types = {n: constant.dtype for n, constant in zip(node.all_input_nodes, inputs, strict=True)}
     try:
-        return derived(inputs, node.name, shape, lambda *arrays: _run(node, types, arrays), dtype)
+        return derived(inputs, node.name, shape, lambda *arrays: _run(node, types, arrays, function), dtype)
     except Unknown:  # more work than a constant may be
         return None
 
 
-def _run(node: FxNode, types: dict[FxNode, str], given_arrays: Sequence[Array]) -> Array:
+def _run(node: FxNode, types: dict[FxNode, str], given_arrays: Sequence[Array], function: Callable[..., Any]) -> Array:
     """In the stored types, as the program does; in float64 where a constant is more exact than its type."""
     import torch
     from torch.fx.node import map_arg
@@ -100,7 +96,7 @@ def _run(node: FxNode, types: dict[FxNode, str], given_arrays: Sequence[Array]) 
 
     map_: Any = map_arg
     with torch.no_grad():
-        return array_of(node.target(*map_(node.args, given), **map_(node.kwargs, given)))
+        return array_of(function(*map_(node.args, given), **map_(node.kwargs, given)))
 
 
 def nodes_in(found: Any) -> list[FxNode]:

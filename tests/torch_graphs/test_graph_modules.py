@@ -193,6 +193,24 @@ def test_parametrized_layers_fold_as_they_are_read() -> None:
     assert kinds(after) == ["Conv2d"] and list(after.state_dict()) == ["0_folded.weight", "0_folded.bias"]
 
 
+class Cropped(nn.Module):
+    """A wider conv, cropped to the size of the one beside it; its kernel is made of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.small = nn.Conv2d(8, 8, 3, padding=2), nn.Conv2d(8, 8, 1)
+        self.gate = nn.Parameter(image(8, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x)[..., 1:-1, 1:-1] + F.conv2d(x, self.small.weight * self.gate.sigmoid())
+
+
+def test_cuts_and_computed_kernels_fold_too() -> None:
+    net = settled(Cropped()).double()
+    after = rewritten(net, X.double(), patterns=["collapse"])
+    assert kinds(after) == ["Conv2d"] and same([after(X.double())], [net(X.double())], 1e-13)
+
+
 class Odd(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) * 2
