@@ -5,6 +5,9 @@ measure is |difference| / S, where S is what the region gives in absolute values
 every branch with +): the size of what was added up, which cancellation does not shrink (Higham, Accuracy and Stability
 of Numerical Algorithms, section 3.1). Where S = 0 both sides must be 0.
 
+The weights of the region are the elements that the graph stores. What the graph computes them from (`graph.evaluation`)
+is not judged here but by the comparison of the whole models, in which a runtime computes it by itself.
+
 Constants that are written around an image stand for what the layer before gives there, and were rounded on the way. A
 difference is allowed as far as their last places, through everything behind them, make one; nowhere else, and where
 nothing is written none is.

@@ -31,7 +31,7 @@ RANDOM = frozenset(
 
 
 def resolve(call: Call, names: Sequence[str], ledger: Ledger | None = None) -> list[Constant]:
-    """The constants that a node makes of its constant inputs, by output.
+    """The constants that a node makes of its constant inputs: its outputs, or the first of them.
 
     Raises Unknown with the reason where the operator, the sizes or the work are out of reach.
     """
@@ -41,9 +41,7 @@ def resolve(call: Call, names: Sequence[str], ledger: Ledger | None = None) -> l
     try:
         made = rule(call)
         outputs = [made] if isinstance(made, Made | Constant) else [*made]
-        if len(outputs) != len(names):
-            raise Unknown(f"not every output of {call.op} is evaluated")
-        return [_constant(one, name, ledger) for one, name in zip(outputs, names, strict=True)]
+        return [_constant(one, name, ledger) for one, name in zip(outputs, names, strict=False)]
     except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise Unknown(f"{call.op} is malformed or read in different ways ({error})") from error
 
