@@ -199,7 +199,7 @@ class _Builder:
         inputs = [(values.get(name) or self._value(name)) if name else None for name in self.inputs[position]]
         names = self.outputs[position]
         reading = self._reading(proto, inputs, attrs, names)
-        if names[0] in self.constants and any(v is not None and v.constant is None for v in inputs):
+        if not self.constants.keys().isdisjoint(names) and any(v is not None and v.constant is None for v in inputs):
             self.aside.append(index)
         dtype = _result_type(reading, self.opset)
         if len(names) == 1:

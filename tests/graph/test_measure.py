@@ -41,6 +41,18 @@ CASES: list[tuple[str, ModelProto, set[str]]] = [
     ("shared", model_of(op("Conv", "x w", "a"), op("Conv", "x w", "y"), w=W), {"w"}),
     ("identity", model_of(op("Identity", "w", "k"), op("Conv", "x k", "a"), op("Conv", "x w", "y"), w=W), {"w"}),
     ("reshaped", model_of(op("Reshape", "w s", "k"), op("Conv", "x k", "y"), w=W.ravel(), s=np.int64(W.shape)), {"w"}),
+    (
+        "normed",
+        model_of(
+            op("ReduceL2", "w", "n", axes=[1, 2, 3]),
+            op("Div", "g n", "q"),
+            op("Mul", "w q", "k"),
+            op("Conv", "x k", "y"),
+            w=W,
+            g=np.ones((4, 1, 1, 1), np.float32),
+        ),
+        {"w", "g"},
+    ),
     ("problem", model_of(op("Conv", "x w b", "y", auto_pad="SAME_UPPER", strides=[2, 2]), w=W, b=B), {"w", "b"}),
     (
         "norm",

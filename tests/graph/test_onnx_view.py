@@ -219,6 +219,11 @@ def test_a_weight_that_takes_too_much_is_not_known() -> None:
     assert node.problem == "its weight is computed, but it has 75,497,472 elements, more than 67,108,864"
 
 
+def test_nodes_without_outputs_make_no_constants() -> None:
+    for node in (op("Relu", "x", ""), op("Neg", "w", ""), op("Shape", "x", ""), op("Constant", "", "", value_int=1)):
+        assert graph_of(node, op("Relu", "x", "y"), w=WEIGHT).values["y"].producer == 1
+
+
 def test_a_quantised_weight_is_not_known() -> None:
     scale, whole = np.float32(0.5), WEIGHT.astype(np.int8)
     quantised = conv_reading(op("DequantizeLinear", "q s", "k"), q=whole, s=scale)

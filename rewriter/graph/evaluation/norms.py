@@ -19,7 +19,7 @@ def _batch(call: Call) -> Made:
     constants = call.only(5)
     source, dtype = constants[0], alike(constants)
     trains = bool(call.int("training_mode", 0)) and call.opset >= 14
-    if call.opset < 9 or len(source.shape) < 2 or (call.outputs > 1 and not trains):
+    if call.opset < 9 or len(source.shape) < 2 or not source.size or (call.outputs > 1 and not trains):
         raise ValueError("what it normalises by is not clear")
     if any(c.shape != source.shape[1:2] for c in constants[1:]):
         raise ValueError("its parameters are not one number per channel each")
@@ -60,6 +60,8 @@ def _own(
     call: Call, constants: Sequence[Constant], dtype: str, axes: tuple[int, ...], shape: tuple[int, ...] | None
 ) -> Made:
     eps = call.number("epsilon", 1e-5)
+    if not constants[0].size:
+        raise ValueError("there is nothing to take statistics of")
 
     def compute(x: Array, *parameters: Array) -> Array:
         x = wide(x)

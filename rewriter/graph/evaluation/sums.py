@@ -45,7 +45,7 @@ def _reduction(function: Reduce, dtypes: frozenset[str] = FLOATS) -> Callable[[C
 
         def compute(x: Array) -> Array:
             x = wide(x)
-            return function(x, axes, keep) if axes else x
+            return function(x, axes, keep) if axes or not rank else x
 
         return Made(shape, dtype, (source,), compute, work=source.size, exact=exact)
 

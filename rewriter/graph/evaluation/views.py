@@ -130,6 +130,8 @@ def _slice(call: Call) -> Made:
     where = [slice(None)] * len(source.shape)
     shape = list(source.shape)
     for axis, start, end, step in cuts:
+        if step < 0 and start < -shape[axis]:
+            raise ValueError("it goes backwards from before the first element, which is clamped in different ways")
         where[axis] = slice(start, end, step)
         shape[axis] = len(range(*where[axis].indices(shape[axis])))
     index = tuple(where)
@@ -175,7 +177,7 @@ def _concat(call: Call) -> Made:
 def _pad(call: Call) -> Made:
     source, flat = call.given(0), call.listed("pads", 1, since=11)
     rank, mode = len(source.shape), call.text("mode", "constant")
-    if flat is None or len(flat) % 2 or mode not in ("constant", "edge", "reflect"):
+    if not rank or flat is None or len(flat) % 2 or mode not in ("constant", "edge", "reflect"):
         raise ValueError("it has no list of pads, or a mode of its own")
     named = call.ints(3) if call.opset >= 18 else None
     axes = distinct(rank, range(rank) if named is None else named)
