@@ -42,6 +42,9 @@ a folded norm and the values of the ring in different orders; of 512 channels th
 
 MOST_WRITES = 32
 
+MOST_ELEMENTS = 1 << 24
+"""Of a constant that is read; a row of 4 k pixels and 512 channels takes 8 Mi of indices."""
+
 Box: TypeAlias = "tuple[tuple[int, int], ...]"
 """The begin and end of a write on each spatial axis."""
 
@@ -120,15 +123,18 @@ def _differs(write: Write, bias: Array) -> str | None:
 
 def scattered(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
     """A ScatterND of constants: one more box."""
-    name, indices, updates = name_of(node), node.consts.get("indices"), tensor(node, "updates")
-    if isinstance(updates, Refusal):
-        return updates
-    if indices is None or not indices.shape or indices.dtype != "int64":
-        return Refusal(Reason.VALUE, name, "where it writes is no constant")
+    name, indices = name_of(node), node.consts.get("indices")
+    if indices is None or not indices.shape or indices.dtype != "int64" or "updates" not in node.consts:
+        return Refusal(Reason.VALUE, name, "where or what it writes is no constant")
     if node.attrs["reduction"] != "none":
         return Refusal(Reason.OP, name, "adds to what is there and does not replace it")
     if term.placement is None:
         return Refusal(Reason.EXACT, name, "writes over the image, not around it")
+    if max(indices.size, node.consts["updates"].size) > MOST_ELEMENTS:
+        return _too_large(name)
+    updates = tensor(node, "updates")
+    if isinstance(updates, Refusal):
+        return updates
     canvas = _canvas(name, term, term.placement, inner, space)
     if isinstance(canvas, Refusal):
         return canvas
@@ -143,6 +149,8 @@ def chosen(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusa
     constant = None if at is None else node.data[at].constant
     if condition is None or constant is None or len(node.data) != 2 or term.placement is None:
         return Refusal(Reason.OP, name, "does not choose between a value with room around it and a constant")
+    if max(condition.size, constant.size) > MOST_ELEMENTS:
+        return _too_large(name)
     canvas = _canvas(name, term, term.placement, inner, space)
     if isinstance(canvas, Refusal):
         return canvas
@@ -194,6 +202,8 @@ def joined(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusa
     constants = [constant for constant in given if constant is not None]
     if any(len(constant.shape) != rank for constant in constants):
         return Refusal(Reason.SHAPE, name, "joins constants of other axes")
+    if any(constant.size > MOST_ELEMENTS for constant in constants):
+        return _too_large(name)
     before, behind = (sum(c.shape[axis] for c in part) for part in (constants[:place], constants[place:]))
     placed = term.placement or Placement(name, ((0, 0),) * inner.rank, 0.0)
     canvas = _canvas(name, term, placed.grown(along, before, behind), inner, space)
@@ -210,6 +220,10 @@ def joined(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusa
         patches += [_Patch(ranges, elements)] if elements.size else []
         at = end
     return canvas.written(term, patches, constants[0].dtype)
+
+
+def _too_large(name: str) -> Refusal:
+    return Refusal(Reason.LIMIT, name, f"what it writes has more than {MOST_ELEMENTS:,} elements")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

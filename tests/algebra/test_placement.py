@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rewriter.algebra import ConvForm, conv_of, interpret, prove
+from rewriter.algebra import ConvForm, conv_of, interpret, placement, prove
 from rewriter.algebra.affine import Affine
 from rewriter.errors import Reason, Refusal
 from rewriter.matching.region import Region
@@ -332,6 +332,12 @@ def test_updates_that_are_added(rng: np.random.Generator) -> None:
 
 def test_an_endless_chain_of_writes(rng: np.random.Generator) -> None:
     refused(ringed(rng, strips=RING * 9).region(), "more than 32 writes", Reason.LIMIT)
+
+
+def test_constants_too_large_to_be_read(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "MOST_ELEMENTS", 7)
+    for block in (ringed(rng), ringed(rng, by_rows), whole(rng, by_mask), whole(rng, by_joining)):
+        refused(block.region(), "more than 7 elements", Reason.LIMIT)
 
 
 # --- the proof does not trust the reading ----------------------------------------------------------------------------
