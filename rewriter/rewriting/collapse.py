@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
 
-from rewriter.algebra import cost
+from rewriter.algebra import cost, placement
 from rewriter.algebra.affine import Affine
 from rewriter.algebra.cost import NO_SHAPES, TooDear, Work
 from rewriter.algebra.interpret import maps
@@ -52,12 +52,29 @@ def plan(
     planner = _Planner(graph, query, shapes, sized or Sized(graph))
     for index in sorted(range(len(graph.nodes)) if anchors is None else anchors, reverse=True):
         node = graph.nodes[index]
+        if (unread := _unread_ring(graph, node)) is not None:
+            planner.found.append(unread)
         if index in planner.settled or not linear.is_affine(node):
             continue
         if len(node.outputs) == 1:
             planner.at(node.output)
         planner.settled.add(index)
     return planner.found
+
+
+def _unread_ring(graph: Graph, node: Node) -> Refusal | None:
+    """What writes into the room that a Pad has made, where that is known only when the model runs."""
+    if node.op != "scatter_nd" or len(node.data) < 2:
+        return None
+    maker = graph.producer(node.data[0])
+    while maker is not None and maker.op in placement.KEEPS:
+        maker = graph.producer(maker.data[0])
+    if maker is None or maker.op != "pad":
+        return None
+    detail = (
+        "where or what it writes around an image is known only at run time; with a fixed height and width it may fold"
+    )
+    return Refusal(Reason.DYNAMIC, node.name or node.output.name, detail)
 
 
 @dataclass(frozen=True, slots=True)

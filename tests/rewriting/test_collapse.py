@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from rewriter.language.library import resolve
-from rewriter.rewriting.engine import Outcome
+from rewriter.rewriting.engine import Outcome, rewrite
+from rewriter.rewriting.onnx_draft import OnnxDraft
 from tests.rewriting.small_models import CHANNELS, SmallNet, rewritten
 
 COLLAPSE = ("collapse",)
@@ -164,3 +165,26 @@ def test_together_with_other_patterns_nothing_is_lost() -> None:
     net.add("Add", [scaled, net.add("Mul", ["x", net.tensor(np.array(1.0))])], "y")
     model, _ = rewritten(net.model("y"), ["repconv", "conv-bn", "bypass", "collapse"])
     assert Counter(node.op_type for node in model.graph.node) == {"Conv": 2, "Relu": 1, "Add": 1}
+
+
+def test_a_ring_whose_size_is_open_is_named() -> None:
+    """As the exporters write it for images of any size: the last row by an index that is computed from a Shape."""
+    net = SmallNet()
+    inner = net.conv("x", k=1, bias=True)
+    pads = numpy_helper.from_array(np.int64([0, 0, 1, 1, 0, 0, 1, 1]), "pads")
+    net.tensors += [pads, numpy_helper.from_array(np.int64([[0]]), "first")]
+    padded = net.add("Pad", [inner, "pads"])
+    turned = net.add("Transpose", [padded], perm=[2, 1, 0, 3])
+    row = net.add("Expand", [net.tensor(np.ones((1, CHANNELS, 1, 1))), net.add("Shape", [turned])])
+    written = net.add("ScatterND", [turned, "first", net.add("Slice", [row, "none", "one"])])
+    net.tensors += [numpy_helper.from_array(np.int64([n]), name) for n, name in ((0, "none"), (1, "one"))]
+    back = net.add("Transpose", [written], perm=[2, 1, 0, 3])
+    net.add("Conv", [back, net.tensor(net.random.normal(size=(CHANNELS, CHANNELS, 3, 3)))], "y")
+    model = net.model("y")
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[2].dim_param = "h"
+        value.type.tensor_type.shape.dim[3].dim_param = "w"
+    draft = OnnxDraft(model)
+    outcome = rewrite(draft, resolve(COLLAPSE))
+    assert [r.detail for r in outcome.refusals if r.code == "dynamic" and "fixed height and width" in r.detail]
+    assert not outcome.matches
