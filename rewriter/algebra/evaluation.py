@@ -30,9 +30,9 @@ class CannotRun(Exception):
     """A node that cannot be evaluated on what it is given; becomes a Refusal."""
 
 
-ROUNDING = 8
-"""Units in the last place, of the largest of them, by which constants beside activations may be off: those that are
-written around an image stand for what a layer gives there, and exporters compute the two in different orders."""
+ROUNDING: Mapping[str, float] = {"float64": 8 * 2.0**-52, "float32": 8 * 2.0**-23, "float16": 2 * 2.0**-10}
+"""By how much of the largest of them constants beside activations may be off: those that are written around an image
+stand for what a layer gives there, and exporters compute the two in different orders. Other types are never off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Run:
 
     def written(self, constant: Constant) -> Array:
         values = np.abs(constant.floats()) if self.absolute else constant.floats()
-        unit = np.finfo(np.float64 if constant.dtype == "float64" else np.float32).eps
-        return values + ROUNDING * unit * values.max(initial=0.0) if self.rounded else values
+        part = ROUNDING.get(constant.dtype, 0.0) if self.rounded else 0.0
+        return values + part * values.max(initial=0.0)
 
     def channels(self, node: Node, role: str, x: Array) -> Array:
         return self.constant(node, role).reshape(-1, *(1,) * (x.ndim - 2))

@@ -12,7 +12,7 @@ Such rings are those of DBB (Ding et al., arXiv:2103.13425) and of ECBSR (Zhang 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
@@ -36,9 +36,10 @@ KEEPS = frozenset({"identity", "transpose", "scatter_nd"})
 WRITES = frozenset({"where", "concat"})
 """Operators that read constants beside it, and then write them."""
 
-ROUNDING = 8
-"""How many units in the last place, of the largest value of a write, a value may be off. Exporters compute the bias of
-a folded norm and the values of the ring in different orders; of 512 channels the worst is off by one unit."""
+ROUNDING: Mapping[str, float] = {"float64": 8 * 2.0**-52, "float32": 8 * 2.0**-23, "float16": 2 * 2.0**-10}
+"""How far a value may be off, as a part of the largest of its write: some units in the last place, else nothing.
+Exporters compute the bias of a folded norm and the values of the ring in different orders, in the type of the model;
+of 512 channels in float32 the worst is off by one unit."""
 
 MOST_WRITES = 32
 
@@ -246,8 +247,8 @@ class _Canvas:
             axes = zip(box, self.placed.pads, self.core, strict=True)
             if all(begin < before + (n or 0) and before < end for (begin, end), (before, _), n in axes):
                 return Refusal(Reason.EXACT, self.at, "writes over the image, not around it")
-            unit = np.finfo(np.float64 if dtype == "float64" else np.float32).eps
-            writes.append(Write(self.at, box, values, ROUNDING * float(unit) * float(np.abs(values).max())))
+            tolerance = ROUNDING.get(dtype, 0.0) * float(np.abs(values).max())
+            writes.append(Write(self.at, box, values, tolerance))
         if len(writes) > MOST_WRITES:
             return Refusal(Reason.LIMIT, self.at, f"more than {MOST_WRITES} writes, one over another")
         return replace(term, placement=replace(self.placed, writes=tuple(writes)))

@@ -63,10 +63,11 @@ def ringed(
     values: Array | None = None,
     bias: Array | None = None,
     first: int = 1,
+    dtype: str = "float32",
     **conv: Any,
 ) -> Block:
     """A layer with a bias, that bias around it, and a layer that reads both."""
-    block = Block((IMAGES, 3, HIGH - 2, WIDE - 2))
+    block = Block((IMAGES, 3, HIGH - 2, WIDE - 2), dtype)
     bias = np.asarray(rng.standard_normal(CHANNELS) if bias is None else bias, np.float32).astype(np.float64)
     y = block.conv("x", normal(rng, CHANNELS, 3, first, first), bias, pads=first // 2)
     y = padded(block, y)
@@ -177,6 +178,21 @@ def test_a_bias_that_was_computed_in_another_order_is_off_by_last_places(
     values[2] += 2e-7
     proof = folded(ringed(rng, write, values=values, bias=bias).region())
     assert 1e-9 < proof.error < proof.limit < 1e-5
+
+
+def test_types_of_other_precision_are_off_by_their_own_last_places(rng: np.random.Generator) -> None:
+    bias = np.float32([1.0, -0.25, 0.125, 0.5])
+    for dtype, near, far in (("float16", 2.0**-10, 2.0**-8), ("float64", 2.0**-52, 1e-9)):
+        values = np.stack([bias.astype(np.float64)] * 2) + np.float64([[near], [far]])
+        region = ringed(rng, values=values[0], bias=bias, dtype=dtype).region()
+        conv = conv_of(known(interpret(region)), dtype)
+        assert isinstance(conv, ConvForm) and isinstance(prove(region, conv), Proof)
+        refused(ringed(rng, values=values[1], bias=bias, dtype=dtype).region(), "around the image")
+
+
+def known(found: Affine | Refusal) -> Affine:
+    assert isinstance(found, Affine), found
+    return found
 
 
 def test_the_mean_behind_a_ring_with_a_stride(rng: np.random.Generator) -> None:
