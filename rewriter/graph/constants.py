@@ -1,6 +1,6 @@
 """What constants hold: the element types that are computed with, and short lists of whole numbers.
 
-Invariant: nothing large is read to find out that it is not what was asked for.
+Invariant: nothing large is read, and nothing long computed, to find out that it is not what was asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ def integers(constant: Constant | None) -> tuple[int, ...] | None:
     """The elements of a short list of whole numbers (sizes, axes, pads); None where it is anything else."""
     if constant is None or constant.dtype not in ("int64", "int32"):
         return None
-    if len(constant.shape) != 1 or constant.size > FEW:
+    if len(constant.shape) != 1 or constant.size > FEW or not at_hand(constant):
         return None
     return tuple(int(element) for element in constant.load())
+
+
+def at_hand(constant: Constant) -> bool:
+    """Whether nobody has to wait for the elements."""
+    return constant.prompt is None or constant.prompt()

@@ -25,6 +25,7 @@ class Constant:
     `name` is the value that holds it; `dtype` its stored element type ("float32", "float16", "bfloat16", "int64", …).
     `load` gives the elements; an unrounded kernel of an earlier round is float64 whatever `dtype` says. `made_of` names
     the stored tensors whose elements it is computed from, which may be none (sizes); None: it is stored itself.
+    `prompt` says whether computing it takes so little that a view may wait for it; None: there is nothing to compute.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Constant:
     dtype: str
     load: Callable[[], Array]
     made_of: tuple[str, ...] | None = None
+    prompt: Callable[[], bool] | None = None
 
     @property
     def stored(self) -> tuple[str, ...]:

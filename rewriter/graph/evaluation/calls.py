@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rewriter.graph.constants import FLOATS, INTEGERS, integers
+from rewriter.graph.constants import FLOATS, INTEGERS, at_hand, integers
 from rewriter.graph.tensors import numpy_dtype
 from rewriter.graph.view import Array, Constant
 
@@ -125,6 +125,8 @@ def looked_at(constant: Constant) -> Array:
     """The elements, where they are few enough to be looked at before they are needed."""
     if constant.size > CHECKED:
         raise Unknown(f"what decides about it has {constant.size:,} elements, more than {CHECKED:,}")
+    if not at_hand(constant):
+        raise Unknown("what decides about it takes too much to compute")
     return constant.load()
 
 

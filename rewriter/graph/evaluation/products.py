@@ -13,7 +13,7 @@ import numpy as np
 
 from rewriter.graph.constants import FLOATS
 from rewriter.graph.evaluation.calls import NUMBERS, Call, Made, Shape, Unknown, alike, wide
-from rewriter.graph.evaluation.steps import BUDGET
+from rewriter.graph.evaluation.steps import BUDGET, PRODUCT
 from rewriter.graph.view import Array
 
 
@@ -29,7 +29,7 @@ def _matmul(call: Call) -> Made:
     batch = np.broadcast_shapes(a[:-2], b[:-2])
     rows, columns = a[-2:-1] if len(left.shape) > 1 else (), b[-1:] if len(right.shape) > 1 else ()
     shape = (*batch, *rows, *columns)
-    work = prod((*batch, a[-2], a[-1], b[-1]))
+    work = prod((*batch, a[-2], a[-1], b[-1])) // PRODUCT
 
     def compute(x: Array, y: Array) -> Array:
         return np.matmul(wide(x), wide(y))
@@ -54,7 +54,7 @@ def _gemm(call: Call) -> Made:
         product = alpha * (wide(x.T if turn[0] else x) @ wide(y.T if turn[1] else y))
         return product + beta * wide(more[0]) if more else product
 
-    return Made(shape, dtype, sources, compute, work=a[0] * a[1] * b[1], exact=False)
+    return Made(shape, dtype, sources, compute, work=a[0] * a[1] * b[1] // PRODUCT, exact=False)
 
 
 def _einsum(call: Call) -> Made:
@@ -80,7 +80,7 @@ def _einsum(call: Call) -> Made:
     def compute(*arrays: Array) -> Array:
         return np.einsum(equation, *[wide(a) for a in arrays], optimize=("greedy", BUDGET))
 
-    return Made(shape, dtype, constants, compute, work=prod(sizes.values()), exact=False)
+    return Made(shape, dtype, constants, compute, work=prod(sizes.values()) // PRODUCT, exact=False)
 
 
 def _conv(call: Call) -> Made:

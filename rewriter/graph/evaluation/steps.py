@@ -19,11 +19,17 @@ from rewriter.graph.view import Array, Constant
 BUDGET = 1 << 26
 """Elements that one computed constant may have (64 Mi; the largest conv kernels in use have 5 Mi)."""
 
-WORK = 1 << 29
-"""Elements and multiply-adds that all the steps behind one constant may take: a second or two."""
+WORK = 1 << 28
+"""Elements that all the steps behind one constant may handle: two seconds."""
 
-TOTAL = 1 << 33
+TOTAL = 1 << 32
 """The same for all the computed constants of a view, whether anybody asks for them or not."""
+
+PROMPT = 1 << 27
+"""The same for what is computed while a view is built: indices, sizes, divisors."""
+
+PRODUCT = 16
+"""Multiply-adds of a product of matrices that take the time of one element."""
 
 STEP = 1 << 12
 """What a step costs beside its elements."""
@@ -37,11 +43,12 @@ class Ledger:
     """The work that the constants of one view may take, and what of it is given away."""
 
     spent: int = 0
+    prompt: int = 0
     kept: int = 0
 
     def spend(self, work: int) -> None:
         if self.spent + work > TOTAL:
-            raise Unknown(f"all computed constants together take more than {TOTAL:.0e} multiply-adds")
+            raise Unknown(f"all computed constants together take more than {TOTAL:.0e} elements")
         self.spent += work
 
 
@@ -75,6 +82,7 @@ class Step:
     compute: Callable[..., Array]
     sources: tuple[Constant, ...]
     size: int
+    work: int
     behind: int  # the work of all steps that it takes, itself included, at most
     group: Group
     ledger: Ledger
@@ -86,6 +94,16 @@ class Step:
         found = self.result if self.result is not None else _evaluated(self)
         self.keep(found)
         return found
+
+    def prompt(self) -> bool:
+        """Whether a view may wait for it; what it takes is then given away."""
+        work = sum(step.work for step in _ordered(self))
+        if work <= STEP:
+            return True
+        if self.ledger.prompt + work > PROMPT:
+            return False
+        self.ledger.prompt += work
+        return True
 
     def inner(self) -> list[Step]:
         return [source.load for source in self.sources if isinstance(source.load, Step)]
@@ -109,7 +127,8 @@ def derived(
 ) -> Constant:
     """A constant that `compute` makes of the elements of `sources`; Unknown where that takes too much."""
     size, inner = prod(shape), [s.load for s in sources if isinstance(s.load, Step)]
-    own = STEP + max(size, work or 0) + sum(s.size for s in sources if not isinstance(s.load, Step))
+    handled = max(size, work or 0) + sum(s.size for s in sources if not isinstance(s.load, Step))
+    own = STEP + handled
     if size > BUDGET:
         raise Unknown(f"it has {size:,} elements, more than {BUDGET:,}")
     group = Group()
@@ -118,7 +137,7 @@ def derived(
     group = group.root()
     behind = min(own + sum(step.behind for step in inner), own + group.work)
     if behind > WORK:
-        raise Unknown(f"computing it takes {behind:.1e} multiply-adds, more than {WORK:.1e}")
+        raise Unknown(f"computing it takes {behind:.1e} elements, more than {WORK:.1e}")
     ledger = ledger or Ledger()
     ledger.spend(own)
     group.work += own
@@ -126,8 +145,8 @@ def derived(
         step.readers += 1
     exact = exact and all(step.exact for step in inner)
     made_of = tuple(dict.fromkeys(name for source in sources for name in source.stored))
-    made = Step(compute, tuple(sources), size, behind, group, ledger, exact)
-    return Constant(name, shape, dtype, made, made_of)
+    made = Step(compute, tuple(sources), size, handled, behind, group, ledger, exact)
+    return Constant(name, shape, dtype, made, made_of, made.prompt)
 
 
 def is_exact(constant: Constant) -> bool:
