@@ -15,7 +15,7 @@ from typing import Final
 from rewriter.errors import FxRewriteError, InputError, LimitError, UsageError
 
 MISSING: Final = 'this needs PyTorch: pip install "fxrewrite[torch]"'
-_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")
+_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx", "torch._subclasses")
 _MOST_TEXT: Final = 600
 
 

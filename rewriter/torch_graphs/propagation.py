@@ -16,6 +16,7 @@ from rewriter.errors import InputError
 def propagate(module: Any, inputs: Sequence[Any]) -> None:
     """Put the value that every node gives, without elements, into its `meta["val"]`."""
     import torch
+    from torch._dispatch import python as python_dispatch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx import Interpreter
     from torch.fx.experimental import symbolic_shapes
@@ -40,7 +41,7 @@ def propagate(module: Any, inputs: Sequence[Any]) -> None:
         dynamic = symbolic.StatelessSymbolicContext(dynamic_sizes=[symbolic.DimDynamic.DYNAMIC] * value.dim())
         return mode.from_tensor(value, symbolic_context=dynamic)
 
-    with torch.no_grad(), silenced(), mode:
+    with torch.no_grad(), silenced(), python_dispatch.enable_python_dispatcher(), mode:
         try:
             Seen(module).run(*[fake(value) for value in inputs])
         except Exception as problem:

@@ -6,7 +6,9 @@ not asked; the inputs are made for the sizes that the model says.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +72,7 @@ class Module:
             state |= {n: change(p.detach()) for n, p in self.module.named_parameters() if p.is_floating_point()}
             state |= {n: change(b) for n, b in state.items() if b.is_floating_point()}
         args = tuple([value.clone() if hasattr(value, "clone") else value for value in inputs])
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(io.StringIO()):  # a traced module that fails prints its code
             found: Any = torch.func.functional_call(self.module, state, args)
         nodes = tree.tree_leaves(self.module.graph.output_node().args[0])
         pairs = zip(nodes, tree.tree_leaves(found), strict=True)

@@ -211,6 +211,25 @@ def test_cuts_and_computed_kernels_fold_too() -> None:
     assert kinds(after) == ["Conv2d"] and same([after(X.double())], [net(X.double())], 1e-13)
 
 
+class Blended(nn.Module):
+    """Operators whose sizes torch finds in Python alone, and which only run on the batch that they were traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.rows = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Parameter(image(2, 8, 10, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return torch.addcmul(torch.lerp(y, y * 2, 0.3), y, self.rows)
+
+
+def test_what_it_cannot_read_it_can_still_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    net = settled(Blended())
+    after = rewritten(net)
+    assert kinds(after) == ["Conv2d"] and same([after(X)], [net(X)], 2e-6)
+    assert not capsys.readouterr().err
+
+
 class Odd(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) * 2
