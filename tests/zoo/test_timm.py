@@ -1,7 +1,8 @@
 """timm's re-parameterizable models, from the ONNX alone, against timm's own conversion: a judge none of us wrote.
 
 timm's count of convolutions and norms is the bound, in every form that torch's exporters write. The outputs are held
-against the model in float64 by torch: the error may be no more than the original's own, as the algebra bounds a fold's.
+against the model in float64 by torch: the error may be a few times the original's own. The algebra bounds that of one
+fold by twice; through a deep net whose gates make much of little, the two errors are single draws of the same noise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ pytest.importorskip("timm", reason="needs the zoo extra")
 
 from fixtures.zoo import FORMS, Form, exported, facts
 
-RMS, LARGEST = 2.0, 4.0  # times the error that the original has itself in float32
+RMS, LARGEST = 3.0, 4.0  # times the error that the original has itself in float32
 
 QUICK: tuple[tuple[str, Form], ...] = (
     ("repvgg_a0", "legacy-bn"),
