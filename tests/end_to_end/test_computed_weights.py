@@ -230,3 +230,14 @@ def test_what_is_no_constant_stays_and_says_why(name: str, tmp_path: Path) -> No
     assert not result.report.changed
     assert result.save(tmp_path / "after.onnx").read_bytes() == source.read_bytes()
     assert any(reason in refusal.detail for refusal in api.find(model, ["conv-bn"]) if hasattr(refusal, "detail"))
+
+
+def test_the_fold_map_names_the_stored_tensors_behind_a_computed_kernel() -> None:
+    before, _ = written(weight_norm, "dynamo-plain")
+    report = api.apply(before, ["conv-bn"], verify=False).report
+    (kernel,) = [fold for match in report.matches for fold in match.tensors if not fold.tensor.endswith(".bias")]
+    stored = {tensor.name for tensor in before.graph.initializer}
+    assert set(kernel.sources) <= stored
+    assert sum("original" in name for name in kernel.sources) == 2  # the direction and the length
+    assert report.before.parameters == OUTPUTS * (INPUTS * 9 + 1 + 1 + 2)  # these, the bias, and the norm's two
+    assert report.after.parameters == OUTPUTS * (INPUTS * 9 + 1)
