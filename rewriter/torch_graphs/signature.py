@@ -8,7 +8,7 @@ of a norm whose statistics go.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewriter.graph.constants import FLOATS
@@ -27,6 +27,7 @@ class Signature:
     stored: Mapping[FxNode, Constant]  # the tensors that nothing changes
     names: Mapping[FxNode, str]  # of stored tensors, tied ones under one
     unread: Collection[FxNode]  # placeholders that nothing read when the program came
+    last: dict[Any, FxNode | None] = field(default_factory=dict[Any, "FxNode | None"])  # by kind, behind which it grows
     out_spec: Any = None  # of what the user gets, where outputs went
 
     @classmethod
@@ -66,21 +67,18 @@ class Signature:
         from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
         kind = InputKind.PARAMETER if constant.dtype in FLOATS else InputKind.CONSTANT_TENSOR
-        before = (
-            [InputKind.PARAMETER] if kind is InputKind.PARAMETER else [k for k in InputKind if k.name != "USER_INPUT"]
-        )
-        nodes = [*self.specs]
-        place = max([i + 1 for i, n in enumerate(nodes) if self.specs[n].kind in before], default=0)
-        following = nodes[place] if place < len(nodes) else next(n for n in graph.nodes if n.op != "placeholder")
-        with graph.inserting_before(following):
+        if kind not in self.last:
+            before = [k for k in InputKind if k is not InputKind.USER_INPUT and (k is kind or kind.name != "PARAMETER")]
+            self.last[kind] = next((n for n in reversed(self.specs) if self.specs[n].kind in before), None)
+        last = self.last[kind]
+        with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
             made = graph.placeholder(f"p_{name.replace('.', '_')}")
+        self.last[kind] = made
         empty = torch.empty(constant.shape, dtype=getattr(torch, constant.dtype), device="meta")
         mode = next((m for n in graph.nodes if (m := getattr(fake(n), "fake_mode", None)) is not None), None)
         with _nothing() if mode is None else mode:
             made.meta["val"] = torch.empty(constant.shape, dtype=empty.dtype, device=_device(self.program))
-        spec = InputSpec(kind, TensorArgument(made.name), name)
-        order = [*nodes[:place], made, *nodes[place:]]
-        self.specs = {n: spec if n is made else self.specs[n] for n in order}
+        self.specs[made] = InputSpec(kind, TensorArgument(made.name), name)
         return made
 
     # --- the end -----------------------------------------------------------------------------------------------------
@@ -101,6 +99,7 @@ class Signature:
             if spec.target is not None and spec.target not in {s.target for s in self.specs.values()}:
                 state.pop(spec.target, None)
                 constants.pop(spec.target, None)
+        self.specs = {n: self.specs[n] for n in graph.nodes if n.op == "placeholder"}
         trains = any(p.requires_grad for p in self.program.parameters())
         device = _device(self.program)
         for spec in self.specs.values():
