@@ -51,9 +51,10 @@ class Work:
     positions: Mapping[str, float]
     whole: bool
 
-    def of_form(self, form: Form, region: Region) -> float:
-        """The window of a transposed convolution stands on what it reads."""
-        value = region.entry if isinstance(form, TransposedForm) else region.exit
+    def of_form(self, form: Form, region: Region, views: Sequence[Node] = ()) -> float:
+        """The window of a transposed convolution stands on what it reads; `views` stay behind what is written."""
+        exit_ = views[0].data[0] if views else region.exit
+        value = region.entry if isinstance(form, TransposedForm) else exit_
         return form.kernel.size * self.positions.get(value.name, 1.0)
 
 
@@ -129,9 +130,11 @@ def cost_of_part(nodes: Sequence[Node], work: Work) -> Cost:
     return Cost(sum(parameters.values()), operations, not work.whole, sum(stored.values()))
 
 
-def cost_of_form(form: Form, work: Work | None = None, region: Region | None = None) -> Cost:
-    """What a conv or matrix in place of a region costs, in the unit of the region's `work`."""
-    operations = float(form.kernel.size if work is None or region is None else work.of_form(form, region))
+def cost_of_form(
+    form: Form, work: Work | None = None, region: Region | None = None, views: Sequence[Node] = ()
+) -> Cost:
+    """What a conv or matrix in place of a region costs, in the unit of the region's `work`; `views` stay behind it."""
+    operations = float(form.kernel.size if work is None or region is None else work.of_form(form, region, views))
     return Cost(form.parameters, operations, work is None or not work.whole, form.parameters * ITEM[form.dtype])
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rewriter.algebra import layout, operators, placement
+from rewriter.algebra import layout, operators, placement, places
 from rewriter.algebra.affine import Affine
 from rewriter.algebra.constants import FLOATS, name_of, tensor
 from rewriter.algebra.terms import Aside, Parts, Space, Term, aside
@@ -281,6 +281,8 @@ def _made(node: Node, read: list[Term], space: Space) -> Found:
         return Refusal(Reason.OP, name, "a leftover of the sum goes through it")
     if term.map is None:
         return term
+    if term.cut is not None:
+        return places.apply(node, term, term.map, term.cut, space)
     return rule(node, term, term.map, space)
 
 
@@ -296,7 +298,7 @@ def _keeps_leftovers(node: Node, term: Term) -> bool:
 
 def _sum(name: str, signs: tuple[int, ...], read: list[Term], space: Space) -> Found:
     total: Affine | None = None
-    if any(term.layout != read[0].layout for term in read):
+    if any((term.layout, term.cut) != (read[0].layout, read[0].cut) for term in read):
         return Refusal(Reason.SHAPE, name, "adds values whose axes lie differently")
     for sign, term in zip(signs, read, strict=True):
         if term.map is None:
@@ -307,7 +309,9 @@ def _sum(name: str, signs: tuple[int, ...], read: list[Term], space: Space) -> F
             return summed
         total = summed
     views = read[0].views if all(term.views == read[0].views for term in read) else None
-    return Term(total, read[0].layout, open=any(term.open for term in read), views=views)
+    if read[0].cut is not None:  # the reshape that cuts the channels of one of them cuts those of the sum
+        views = next((term.views for term in read if term.views is not None), None)
+    return Term(total, read[0].layout, open=any(term.open for term in read), views=views, cut=read[0].cut)
 
 
 SPLITS = frozenset({"split", "splittosequence"})

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rewriter.algebra import layout, placement
+from rewriter.algebra import layout, placement, places
 from rewriter.algebra.affine import Affine, Size, Spread
 from rewriter.algebra.constants import name_of, normalisation, per_channel, tensor, vector
 from rewriter.algebra.placement import Placement
@@ -293,7 +293,7 @@ def join(node: Node, read: Sequence[Term], space: Space) -> Term | Refusal:
     name = name_of(node)
     if any(term.map is None or term.open for term in read):
         return Refusal(Reason.OP, name, "joins a leftover of the sum")
-    if any(term.layout != read[0].layout for term in read):
+    if any(term.layout != read[0].layout or term.cut is not None for term in read):
         return Refusal(Reason.SHAPE, name, "joins values whose axes lie differently")
     if _axis(node.attrs["axis"], read[0]) != read[0].channels:
         return Refusal(Reason.OP, name, "joins rows, not channels")
@@ -312,6 +312,8 @@ def join(node: Node, read: Sequence[Term], space: Space) -> Term | Refusal:
 
 def _view(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
     found = VIEWS[node.op](node.attrs, term.layout, lambda name: space.size_of(inner, name))
+    if found is None and (maps := places.cut(node, term, inner, space)) is not None:
+        return maps
     if found is None:
         return Refusal(Reason.SHAPE, name_of(node), "cuts through the axes of what it reads, or they are not known")
     return replace(term, layout=found, views=None if term.views is None else (*term.views, node))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd, lcm, prod
 from typing import Any
 
 import numpy as np
@@ -148,13 +149,23 @@ def _images(region: Region, conv: ConvForm | TransposedForm) -> list[Probe] | Re
         batch, sizes = shape[0], [n for n in shape[2:] if isinstance(n, int)]
         if len(sizes) < len(conv.strides):
             return Refusal(Reason.DYNAMIC, region.name, "it stores sizes, and its entry's are not known")
-        return _whole(region, [batch if isinstance(batch, int) else 2, channels, *sizes])
+        rows = batch if isinstance(batch, int) else _rows(region, channels * prod(sizes))
+        return _whole(region, [rows, channels, *sizes])
     reach = _reach(region, conv)
     strides = conv.strides if isinstance(conv, ConvForm) else (1,) * len(reach)  # the other kind has no phases
     least = [2 * r + s for r, s in zip(reach, strides, strict=True)]
     if channels * max(strides) * np.prod(least, dtype=np.float64) > MOST_PIXELS:
         return Refusal(Reason.LIMIT, region.name, f"to prove it takes inputs of {channels} channels and size {least}")
     return [Probe(size, whole=False) for size in _sizes(region, strides, least)]
+
+
+def _rows(region: Region, elements: int) -> int:
+    """A number of rows of so many elements, two at least, that reshapes can divide as they name their axes."""
+    rows = 2
+    for node in region.nodes:
+        named = prod(n for n in node.attrs.get("shape") or () if n > 0) if node.op == "reshape" else 1
+        rows = lcm(rows, named // gcd(named, elements))
+    return rows
 
 
 def _smaller(region: Region, conv: ConvForm | TransposedForm) -> Region | None:

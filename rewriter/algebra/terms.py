@@ -7,6 +7,7 @@ Every other axis is one of rows, which the map treats alike; so a matrix on feat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TypeAlias
 
 from rewriter.algebra.affine import Affine, Size
@@ -49,11 +50,28 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """A value in which channels were cut into maps: the extents of the maps, those of all axes before them as a reshape
+    names them (one may be -1), and where the axes lay before.
+    """
+
+    rows: tuple[int, ...]
+    extents: tuple[int, ...]
+    whole: Layout
+
+    @property
+    def places(self) -> int:
+        """Of one map."""
+        return prod(self.extents[1:])
+
+
+@dataclass(frozen=True, slots=True)
 class Term:
     """A value inside: a map of the entry (None for zero), its axes, and whether leftovers were added to it.
 
     It is what `views` make, one after another, of the map's own result; None where a later step could not do without
-    them being where they are, as one that gives other channels. With a `placement` the map is that of a core inside it.
+    them being where they are, as one that gives other channels. With a `placement` the map is that of a core inside
+    it; with a `cut` its channels lie as maps, and the layout says no more than that.
     """
 
     map: Affine | None
@@ -61,6 +79,7 @@ class Term:
     open: bool = False
     views: Views = ()
     placement: Placement | None = None
+    cut: Cut | None = None
 
     def of(self, affine: Affine) -> Term:
         return replace(self, map=affine)

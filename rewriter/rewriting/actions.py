@@ -85,7 +85,7 @@ def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, siz
     if kind == "linear" and form.bias is not None and 0 < sized.graph.opset < BIASES_BROADCAST:
         return Refusal(Reason.LIMIT, region.name, f"before opset {BIASES_BROADCAST} a bias is not simply added")
     work = cost.work_of(region.nodes, shapes)
-    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region)
+    before, after = cost.cost_of_part(region.nodes, work), cost.cost_of_form(form, work, region, views)
     refused = _too_dear(match, form, len(views), before, after)
     if refused is not None:
         return refused

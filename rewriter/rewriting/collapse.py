@@ -195,7 +195,7 @@ class _Cut:
             nodes = self.nodes(start, stop)
             if len(nodes) < 2 or not _has_kernel(nodes):
                 continue
-            found = self._fold(affine, start, stop, nodes, len(views))
+            found = self._fold(affine, start, stop, nodes, views)
             if isinstance(found, _Fold):
                 self.folds[start, stop] = found
                 yield stop, found
@@ -232,18 +232,20 @@ class _Cut:
         slots = self.chain.slots[start : start + FURTHEST]
         return next((i for i, slot in enumerate(slots, 1) if _has_kernel(slot)), 0)
 
-    def _fold(self, affine: Affine, start: int, stop: int, nodes: Sequence[Node], views: int) -> _Fold | Refusal:
+    def _fold(
+        self, affine: Affine, start: int, stop: int, nodes: Sequence[Node], views: Sequence[Node]
+    ) -> _Fold | Refusal:
         region = self._region(start, stop)
         form = written(affine, region)
         if isinstance(form, Refusal):
             return form
         before = cost.cost_of_part(nodes, self.work)
-        after = cost.cost_of_form(form, self.work, region)
-        if not cost.saves(before, after, len(nodes), form.nodes + views):
+        after = cost.cost_of_form(form, self.work, region, views)
+        if not cost.saves(before, after, len(nodes), form.nodes + len(views)):
             return Refusal(Reason.COST, region.name, "the fold would not save a node")
         bias = 0 if form.bias is None else form.bias.size
         dear = self.planner.accepts(before, after, bias, region.name)
-        return dear if dear is not None else _Fold(form, before, after, form.nodes + views)
+        return dear if dear is not None else _Fold(form, before, after, form.nodes + len(views))
 
     def _region(self, start: int, stop: int) -> Region:
         entry, exit_ = self.chain.values[start], self.chain.values[stop]

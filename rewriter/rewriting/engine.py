@@ -22,6 +22,7 @@ from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
 from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord, StackRecord
 from rewriter.rewriting.actions import Done, Fresh, act
+from rewriter.rewriting.aligned import align
 from rewriter.rewriting.draft import Draft
 from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.narrow import narrow
@@ -84,6 +85,9 @@ def rewrite(
         last = found.refusals
         if not found.edits:
             hooked = unhook(draft.view(), _escaped(draft.view(), last))
+            if not hooked.edits and (aligned := align(draft.view())):
+                draft.apply(aligned)
+                continue
             if not hooked.edits:
                 break
             draft.apply(hooked.edits)

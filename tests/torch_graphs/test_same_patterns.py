@@ -29,7 +29,6 @@ FALLS_SHORT = {
     ("fx", "acnet-cropped"): "it cuts by sizes that are read at run time",
     ("fx", "spectral-norm"): "the layer has a hook",
     ("fx", "levit"): "it reads a value for its size",
-    **{(form, "repmlp"): "a convolution is no layer over all places of its map yet" for form in ("export", "fx")},
 }
 UNTRACEABLE = {"dbb", "ecb", "edbb", "plainusr"}  # they write into slices, or ask for sizes: symbols cannot
 
