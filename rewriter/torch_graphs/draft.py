@@ -127,9 +127,11 @@ class FxDraft(ABC):
     def _add(self, edit: AddNode, table: dict[str, FxNode]) -> None:
         at, old = _native(edit.at).node, table.get(edit.output)
         like = _native(edit.like).node if edit.like is not None else at
-        before = len(self.graph.nodes)
         made = self._make(edit, table, at)
-        making.describe(made, len(self.graph.nodes) - before, like, lambda node: self._measure(node, at))
+        for node in making.fresh(made):
+            making.describe(node, like)
+            if node is not made or old is None:
+                self._measure(node, at)
         if old is None:
             self._called[made] = edit.output
         else:

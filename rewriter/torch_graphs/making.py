@@ -18,14 +18,17 @@ CARRIED = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "cus
 """What a node is told about where it comes from, which the one in its place goes on telling."""
 
 
-def describe(last: FxNode, count: int, like: FxNode, measure: Callable[[FxNode], None]) -> None:
-    """Say of the `count` nodes that end with `last` where they come from, and what they give."""
-    made: list[FxNode] = [last][:count]
-    while len(made) < count:
+def fresh(last: FxNode) -> list[FxNode]:
+    """The nodes of one edit, which end with `last`: of what is not new it is known what it gives."""
+    made: list[FxNode] = [last] if "val" not in last.meta else []
+    while made and made[0].prev in made[0].all_input_nodes and "val" not in made[0].prev.meta:
         made.insert(0, made[0].prev)
-    for node in made:
-        node.meta.update({key: like.meta[key] for key in CARRIED if key in like.meta})
-        measure(node)
+    return made
+
+
+def describe(node: FxNode, like: FxNode) -> None:
+    """Say of a new node where it comes from."""
+    node.meta.update({key: like.meta[key] for key in CARRIED if key in like.meta})
 
 
 def revalue(node: FxNode) -> None:

@@ -52,6 +52,18 @@ def test_the_argument_is_never_changed(dtype: torch.dtype) -> None:
     assert str(before.graph_signature) == str(exported(settled(Net()).to(dtype), x).graph_signature)
 
 
+def test_what_stands_before_a_new_node_keeps_its_origin() -> None:
+    """The placeholders of a new layer are no nodes in front of it: those belong to somebody else."""
+    net = nn.Sequential(nn.Sigmoid(), nn.Tanh(), nn.Conv2d(8, 8, 3, padding=(1, 2), bias=False), nn.BatchNorm2d(8))
+    before = exported(settled(net), image(1, 8, 6, 6))
+    after = rewriter.apply(before, EXACT).model
+    origins = {node.name: node.meta["nn_module_stack"] for node in before.graph.nodes if node.op == "call_function"}
+    found = {node.name: node.meta["nn_module_stack"] for node in after.graph.nodes if node.op == "call_function"}
+    assert len(found) == 3 and all(found[name] == origins[name] for name in ("sigmoid", "tanh"))
+    (conv,) = found.keys() - {"sigmoid", "tanh"}
+    assert [path for path, _ in found[conv].values()][-1] == "2"
+
+
 def test_nothing_to_do_gives_the_program_itself() -> None:
     before = exported(settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), image(1, 3, 8, 8))
     result = rewriter.apply(before, EXACT)
