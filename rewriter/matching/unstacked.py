@@ -20,27 +20,23 @@ def unstacked(graph: Graph, stacks: list[Stack]) -> Graph:
     renamed: dict[int, dict[str, str]] = {}  # what a node that takes slices reads instead
     for stack in stacks:
         for operand in sorted({n for taken in stack.taken if (n := stack.operand(taken)) is not None}):
-            names = {name: f"{name} of {stack.concat.data[operand].name}" for name in stack.places}
+            inside = [node for node in stack.nodes if _computes(stack, node, operand)]
+            made = [value.name for node in inside for value in node.outputs]
+            names = {name: f"{name} of {stack.concat.data[operand].name}" for name in made}
             names[stack.concat.output.name] = stack.concat.data[operand].name
-            inside = _inside(stack, operand)
-            for node in stack.nodes:
-                if node.index in inside:
-                    copies.setdefault(node.index, []).append((node, names))
+            for node in inside:
+                copies.setdefault(node.index, []).append((node, names))
             for taken in stack.taken:
                 if stack.operand(taken) == operand:
                     renamed.setdefault(taken.node.index, {}).update(names)
     return _rebuilt(graph, copies, renamed) if renamed or copies else graph
 
 
-def _inside(stack: Stack, operand: int) -> set[int]:
-    """The nodes that compute slices of this operand, among others."""
+def _computes(stack: Stack, node: Node, operand: int) -> bool:
+    """Whether a node computes slices of this operand, among others."""
     start, count = stack.start(operand), stack.counts[operand]
-    found: set[int] = set()
-    for node in stack.nodes:
-        places = [stack.places[value.name] for value in node.outputs]
-        if any(place.first < start + count and place.first + place.count > start for place in places):
-            found.add(node.index)
-    return found
+    places = [stack.places[value.name] for value in node.outputs]
+    return any(place.first < start + count and place.first + place.count > start for place in places)
 
 
 def _rebuilt(

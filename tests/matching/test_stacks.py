@@ -220,6 +220,18 @@ def test_slices_and_splits_are_followed() -> None:
     assert depths(model_of(net, *outputs, take(net, inner, 2), whole)) == [2, 3, 4, 4]
 
 
+def test_a_node_that_reads_parts_of_two_layers_reads_each_of_its_own() -> None:
+    """XCiT: the class token and the others are cut apart, scaled, and meet again."""
+    net = Net()
+    inner = head(net, stacked(net, layers(net)))
+    for numbers in ([0], [1], [2]):
+        net.weights.append(numpy_helper.from_array(np.array(numbers, np.int64), f"n{len(net.weights)}"))
+    zero, one, two = (tensor.name for tensor in net.weights[-3:])
+    first = net.add("Tanh", [net.add("Slice", [inner, zero, one, zero])])
+    second = net.add("Sigmoid", [net.add("Slice", [inner, one, two, zero])])
+    assert depths(model_of(net, net.add("Add", [first, second]))) == [3]
+
+
 def test_a_view_without_stacks_is_the_same() -> None:
     net = Net()
     graph = view(model_of(net, layers(net)[-1]))
