@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     (folder / "their_model.py").write_text(CODE)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(__import__("sys").modules, "their_model", raising=False)
+    monkeypatch.delitem(sys.modules, "their_model", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the folder holds what the commands write, and nothing else
     import their_model  # type: ignore[import-not-found]
 
     torch.manual_seed(3)
