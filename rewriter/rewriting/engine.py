@@ -85,12 +85,10 @@ def rewrite(
         last = found.refusals
         if not found.edits:
             hooked = unhook(draft.view(), _escaped(draft.view(), last))
-            if not hooked.edits and (aligned := align(draft.view())):
-                draft.apply(aligned)
-                continue
-            if not hooked.edits:
+            views = align(draft.view()) if any(query.linear for query in queries) else []
+            if not hooked.edits and not views:
                 break
-            draft.apply(hooked.edits)
+            draft.apply(hooked.edits or views)
             sizes += size_records(hooked)
             continue
         draft.apply(found.edits)

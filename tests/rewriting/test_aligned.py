@@ -58,3 +58,9 @@ def test_without_a_sum_to_fold_the_model_stays_as_it_is(change: dict[str, object
     before = model.SerializeToString()
     assert not align(view(model))
     assert api.apply(model, ["collapse"], verify=False).model.SerializeToString() == before
+
+
+def test_patterns_that_do_not_ask_for_linear_regions_leave_it() -> None:
+    model = net()
+    before = model.SerializeToString()
+    assert api.apply(model, ["repconv", "conv-bn", "bypass"], verify=False).model.SerializeToString() == before
