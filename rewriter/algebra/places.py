@@ -1,7 +1,7 @@
 """Channels that are the places of small maps: a reshape cuts them into [sets, height, width], another joins them again.
 
 The one idea: on a map whose sizes are fixed, a convolution is a matrix over all of its places, so what is done to maps
-that channels were cut into is done to the channels (RepMLPNet, arXiv:2112.11081, section 3.3: a convolution becomes a
+that channels were cut into is done to the channels (RepMLPNet, arXiv:2112.11081: a convolution becomes a
 part of the layer over all places). Invariant: such a value holds the channels in their own order, one map behind the
 other, and has no other axis than rows before them; whatever is not understood here is refused.
 """
