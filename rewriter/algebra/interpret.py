@@ -43,7 +43,7 @@ def maps(region: Region) -> Mapping[str, Affine | Refusal]:
 
     A value whose axes lie otherwise than the entry's has an `Aside` in place of its map. Leftovers are zero.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows float64 is not finite, and refused as a conv
+    with np.errstate(all="ignore"):  # what overflows float64 is not finite, and refused as a conv
         return _maps(region)
 
 
