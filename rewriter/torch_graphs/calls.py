@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -82,33 +83,58 @@ def is_node(given: Any) -> bool:
 
 def call_of(node: FxNode, values: Callable[[Any], Value]) -> Call | None:
     """The call that a node is; None where its target has no schema."""
-    schema = schema_of(node)
+    operator_ = operator_of(node)
+    if operator_ is None:
+        return None
+    args = {**operator_.defaults, **dict(zip(operator_.arguments, node.args, strict=False)), **node.kwargs}
+    return Call(node, operator_.name, operator_.overload, args, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What a schema says, read once for each operator: asking torch for it again for each node takes long."""
+
+    namespace: str
+    name: str  # without the underscore of the in-place form
+    overload: str
+    arguments: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    writes: tuple[tuple[int, str], ...]  # the arguments that it changes, by place and name
+    gives_views: bool
+
+
+def operator_of(node: FxNode) -> Operator | None:
+    """The operator that a node calls; None where its target has no schema."""
+    return _operator(node.target) if node.op == "call_function" else None
+
+
+@cache
+def _operator(target: Any) -> Operator | None:
+    schema = getattr(target, "_schema", None)
     if schema is None:
         return None
-    args: dict[str, Any] = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    args.update(zip([a.name for a in schema.arguments], node.args, strict=False))
-    args.update(node.kwargs)
-    return Call(node, op_of(node), overload_of(node), args, values)
-
-
-def schema_of(node: FxNode) -> Any:
-    return getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    namespace, _, name = schema.name.rpartition("::")
+    arguments = list(schema.arguments)
+    return Operator(
+        namespace,
+        name if name.startswith("__") else name.rstrip("_"),
+        schema.overload_name or "default",
+        tuple([a.name for a in arguments]),
+        {a.name: a.default_value for a in arguments if a.has_default_value()},
+        tuple([(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]),
+        any(r.alias_info is not None for r in schema.returns),
+    )
 
 
 def op_of(node: FxNode) -> str:
     """The operator's name without namespace, overload and the underscore of the in-place form."""
-    schema = schema_of(node)
-    name = schema.name.rpartition("::")[2] if schema is not None else getattr(node.target, "__name__", f"{node.target}")
-    return name.rstrip("_") if schema is not None and not name.startswith("__") else name
-
-
-def overload_of(node: FxNode) -> str:
-    return getattr(schema_of(node), "overload_name", "") or "default"
+    known = operator_of(node)
+    return known.name if known is not None else getattr(node.target, "__name__", f"{node.target}")
 
 
 def is_aten(node: FxNode) -> bool:
-    schema = schema_of(node)
-    return schema is not None and schema.name.startswith("aten::")
+    known = operator_of(node)
+    return known is not None and known.namespace == "aten"
 
 
 def is_getitem(node: FxNode) -> bool:

@@ -21,8 +21,8 @@ from rewriter.torch_graphs.calls import (
     is_tensor,
     items,
     op_of,
+    operator_of,
     path_of,
-    schema_of,
 )
 
 
@@ -99,38 +99,38 @@ def out_of_place(node: FxNode) -> Any:
     """The operator that computes the same into a new tensor; None where there is none of the same arguments."""
     import torch
 
-    packet = getattr(torch.ops.aten, op_of(node), None)
-    made = getattr(packet, getattr(schema_of(node), "overload_name", "") or "default", None)
+    known = operator_of(node)
+    if known is None:
+        return None
+    made = getattr(getattr(torch.ops.aten, known.name, None), known.overload, None)
     if made is None or any(a.alias_info is not None for a in made._schema.arguments):
         return None
-    wanted = [a.name for a in schema_of(node).arguments]
-    return made if [a.name for a in made._schema.arguments] == wanted else None
+    return made if tuple(a.name for a in made._schema.arguments) == known.arguments else None
 
 
 def writes(node: FxNode) -> bool:
     """Whether it says that it changes an argument."""
-    schema = schema_of(node)
-    return schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+    known = operator_of(node)
+    return known is not None and bool(known.writes)
 
 
 def written(node: FxNode) -> list[FxNode]:
     """The nodes whose values it changes; all it reads, where nothing says what it does."""
-    schema = schema_of(node)
-    if schema is None:
+    known = operator_of(node)
+    if known is None:
         name = getattr(node.target, "__name__", "")
         return [] if name in HARMLESS or name.startswith("sym_") or is_getitem(node) else list(node.all_input_nodes)
     found: list[FxNode] = []
-    for place, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-            found += [n for n in items(given) if is_node(n)]
+    for place, name in known.writes:
+        given = node.args[place] if place < len(node.args) else node.kwargs.get(name)
+        found += [n for n in items(given) if is_node(n)]
     return found
 
 
 def trains(node: FxNode) -> bool:
     """Whether it updates statistics, which its schema does not say."""
     name = op_of(node)
-    if name == "batch_norm" and schema_of(node) is not None:
+    if name == "batch_norm" and operator_of(node) is not None:
         return len(node.args) > 5 and bool(node.args[5])
     return name in ("_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm", "_batch_norm_with_update")
 
@@ -141,12 +141,10 @@ def aliased(node: FxNode) -> list[FxNode]:
         return []
     if is_getitem(node):
         return [node.args[0]]
-    schema = schema_of(node)
-    if schema is None:
+    known = operator_of(node)
+    if known is None:
         return list(node.all_input_nodes)
-    if op_of(node) not in MAY_ALIAS and not any(r.alias_info is not None for r in schema.returns):
-        return []
-    return list(node.all_input_nodes)
+    return list(node.all_input_nodes) if known.gives_views or known.name in MAY_ALIAS else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +157,8 @@ class Aten:
         return call_of(node, values)
 
     def name(self, node: FxNode) -> str:
-        schema = schema_of(node)
-        return f"{'python' if schema is None else schema.name.partition('::')[0]}.{op_of(node)}".lower()
+        known = operator_of(node)
+        return f"{'python' if known is None else known.namespace}.{op_of(node)}".lower()
 
     def scope(self, node: FxNode) -> str:
         return path_of(node)
@@ -196,4 +194,4 @@ class Aten:
         return None
 
     def layered(self, node: FxNode) -> bool:
-        return schema_of(node) is None and is_tensor(fake(node))
+        return operator_of(node) is None and is_tensor(fake(node))

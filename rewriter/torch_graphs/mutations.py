@@ -71,6 +71,10 @@ class _Classes:
         return self.of.get(node, {node})
 
     def join(self, one: FxNode, other: FxNode) -> None:
-        both = self.members(one) | self.members(other)
-        for node in both:
-            self.of[node] = both
+        """The smaller class joins the larger one: a chain of views of any length takes linear time."""
+        large, small = sorted((self.of.get(n) or {n} for n in (one, other)), key=len, reverse=True)
+        if large is small:
+            return
+        large |= small
+        for node in (*small, one, other):
+            self.of[node] = large

@@ -63,14 +63,16 @@ class _Builder:
     results: dict[FxNode, list[FxNode]] = field(default_factory=dict[FxNode, list[FxNode]])  # operator -> its getitems
     alike: dict[str, list[FxNode]] = field(default_factory=dict[str, list[FxNode]])  # stored tensors by name
     changes: Mutations = field(default_factory=Mutations)
+    reads: list[list[FxNode]] = field(default_factory=list[list[FxNode]])  # of each operator
 
     def build(self) -> Graph:
         self.changes = mutations(self.graph, self.dialect)
         for node in self.around.stored:
             self.alike.setdefault(self.around.names.get(node, node.name), []).append(node)
         operators = self._operators()
-        for index, node in enumerate(operators):
-            for read_node in self._reads(node):
+        self.reads = [self._reads(node) for node in operators]
+        for index, read_nodes in enumerate(self.reads):
+            for read_node in read_nodes:
                 self.readers.setdefault(read_node, []).append(index)
         nodes = tuple([self._node(index, node) for index, node in enumerate(operators)])
         inputs, outputs = ([self._value(n) for n in part] for part in (self.around.inputs, self.around.outputs))
@@ -138,7 +140,7 @@ class _Builder:
         return tuple([extent if isinstance(extent, int) else None for extent in shape])
 
     def _node(self, index: int, node: FxNode) -> Node:
-        reads = self._reads(node)
+        reads = self.reads[index]
         data = tuple([self._value(n) for n in reads if n.op != "get_attr" or n in self.around.stored])
         getitems = sorted(self.results.get(node, ()), key=lambda n: n.args[1])
         call = self.dialect.call(node, self._value)

@@ -27,6 +27,8 @@ class Signature:
     stored: Mapping[FxNode, Constant]  # the tensors that nothing changes
     names: Mapping[FxNode, str]  # of stored tensors, tied ones under one
     unread: Collection[FxNode]  # placeholders that nothing read when the program came
+    device: Any
+    mode: Any  # in which tensors without elements are made; None where no node has one
     last: dict[Any, FxNode | None] = field(default_factory=dict[Any, "FxNode | None"])  # by kind, behind which it grows
     out_spec: Any = None  # of what the user gets, where outputs went
 
@@ -50,7 +52,8 @@ class Signature:
             if constant is not None:
                 stored[node] = constant
         unread = [n for n in placeholders if not n.users]
-        return cls(program, specs, list(given.output_specs), stored, names, unread)
+        mode = next((m for n in graph.nodes if (m := getattr(fake(n), "fake_mode", None)) is not None), None)
+        return cls(program, specs, list(given.output_specs), stored, names, unread, _device(program), mode)
 
     @property
     def tensors(self) -> list[str]:
@@ -74,10 +77,8 @@ class Signature:
         with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
             made = graph.placeholder(f"p_{name.replace('.', '_')}")
         self.last[kind] = made
-        empty = torch.empty(constant.shape, dtype=getattr(torch, constant.dtype), device="meta")
-        mode = next((m for n in graph.nodes if (m := getattr(fake(n), "fake_mode", None)) is not None), None)
-        with _nothing() if mode is None else mode:
-            made.meta["val"] = torch.empty(constant.shape, dtype=empty.dtype, device=_device(self.program))
+        with _nothing() if self.mode is None else self.mode:
+            made.meta["val"] = torch.empty(constant.shape, dtype=getattr(torch, constant.dtype), device=self.device)
         self.specs[made] = InputSpec(kind, TensorArgument(made.name), name)
         return made
 
@@ -93,18 +94,18 @@ class Signature:
         from torch.export.graph_signature import ExportGraphSignature, TensorArgument
 
         state, constants = dict(self.program.state_dict), dict(self.program.constants)
-        for node in self._orphans():
-            spec = self.specs.pop(node)
+        orphans = [(node, self.specs.pop(node)) for node in self._orphans()]
+        read = {spec.target for spec in self.specs.values()}
+        for node, spec in orphans:
             graph.erase_node(node)
-            if spec.target is not None and spec.target not in {s.target for s in self.specs.values()}:
+            if spec.target is not None and spec.target not in read:
                 state.pop(spec.target, None)
                 constants.pop(spec.target, None)
         self.specs = {n: self.specs[n] for n in graph.nodes if n.op == "placeholder"}
         trains = any(p.requires_grad for p in self.program.parameters())
-        device = _device(self.program)
         for spec in self.specs.values():
             if spec.target in made:
-                tensor = made[spec.target].to(device)
+                tensor = made[spec.target].to(self.device)
                 if spec.kind.name == "PARAMETER":
                     state[spec.target] = torch.nn.Parameter(tensor, requires_grad=trains)
                 else:

@@ -101,8 +101,8 @@ def _run(node: FxNode, types: dict[FxNode, str], given_arrays: Sequence[Array], 
 
 def nodes_in(found: Any) -> list[FxNode]:
     """The nodes among arguments, in order, as often as they stand there."""
-    if is_node(found):
-        return [found]
     if isinstance(found, dict):
         return nodes_in([*cast("dict[str, Any]", found).values()])
-    return [n for item in items(found) for n in nodes_in(item)] if isinstance(found, list | tuple) else []
+    if isinstance(found, list | tuple):
+        return [n for item in items(found) for n in nodes_in(item)] if found else []
+    return [found] if is_node(found) else []
