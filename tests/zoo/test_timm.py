@@ -1,8 +1,9 @@
 """timm's re-parameterizable models, from the ONNX alone, against timm's own conversion: a judge none of us wrote.
 
 timm's count of convolutions and norms is the bound, in every form that torch's exporters write. The outputs are held
-against the model in float64 by torch: the error may be a few times the original's own. The algebra bounds that of one
-fold by twice; through a deep net whose gates make much of little, the two errors are single draws of the same noise.
+against the model in float64 by torch: the RMS error of an image is at most twice the original's own. Through a deep net
+both are single draws of the same noise, and the image where a gate stands on its edge decides a mean; so it is the
+median of the images that is bounded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ pytest.importorskip("timm", reason="needs the zoo extra")
 
 from fixtures.zoo import FORMS, Form, exported, facts
 
-RMS, LARGEST = 3.0, 4.0  # times the error that the original has itself in float32
+RMS, LARGEST = 2.0, 4.0  # times the error that the original has itself in float32
 
 QUICK: tuple[tuple[str, Form], ...] = (
     ("repvgg_a0", "legacy-bn"),
@@ -73,7 +74,7 @@ def test_no_more_convolutions_and_norms_than_timm_leaves(name: str, form: Form) 
     known, before = facts(name), onnx.load(str(exported(name, form)))
     after = api.apply(before, ["deploy"], verify=False).model
     found, own = (error(outputs(model, known.images), known.exact) for model in (after, before))
-    assert np.sqrt((found**2).mean()) <= RMS * np.sqrt((own**2).mean())
+    assert np.median(rms(found) / rms(own)) <= RMS
     assert found.max() <= LARGEST * own.max()
     counts = op_histogram(after)
     assert counts.get("Conv", 0) <= known.convolutions
@@ -88,3 +89,8 @@ def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float3
 
 def error(found: NDArray[np.float32], exact: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.abs(found.astype(np.float64) - exact)
+
+
+def rms(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each image."""
+    return np.sqrt((errors**2).reshape(len(errors), -1).mean(1))
