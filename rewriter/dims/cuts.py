@@ -45,7 +45,7 @@ def slice_(of: Pass, node: Node) -> Sequence[Dims | None]:
 def _cut(size: Size, start: Size, end: Size, step: Size) -> Size:
     known = size.expr.constant, start.expr.constant, end.expr.constant, step.expr.constant
     extent, first, last, stride = known
-    if extent is not None and first is not None and last is not None and stride is not None:
+    if extent is not None and first is not None and last is not None and stride and (stride > 0 or first >= -extent):
         return size.joined(number(len(range(*slice(first, last, stride).indices(extent)))), start, end, step)
     if stride == 1:
         low, high = _bound(size.expr, start.expr), _bound(size.expr, end.expr)

@@ -72,6 +72,8 @@ def _slice(of: Pass, node: Node) -> Elements | None:
         begin, stop, stride = start.expr.constant, end.expr.constant, step.expr.constant
         if begin is None or stop is None or stride is None or axis.expr.constant not in (0, -1):
             return None
+        if not stride or (stride < 0 and begin < -len(found)):  # ONNX starts at the first element, Python takes none
+            return None
         found = found[begin:stop:stride]
     return Elements(found) if lists[0] is not None and lists[1] is not None else None
 

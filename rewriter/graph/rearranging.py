@@ -106,7 +106,17 @@ def slice_(raw: Raw) -> Canonical:
     steps = (1,) * len(starts) if steps is None else steps
     if not len(axes) == len(steps) == len(starts) or 0 in steps:
         return plain(raw, problem="its starts, axes and steps do not fit together")
+    if any(
+        step < 0 and not _starts_inside(raw, start, axis) for start, axis, step in zip(starts, axes, steps, strict=True)
+    ):
+        return plain(raw, problem="it may go backwards from before the first element")
     return Canonical("slice", first(raw), {}, {"starts": starts, "ends": ends, "axes": axes, "steps": steps})
+
+
+def _starts_inside(raw: Raw, start: int, axis: int) -> bool:
+    """Whether a start is no further in front than the first element: ONNX takes that one then, Python takes none."""
+    extent = raw.size[axis] if -len(raw.size) <= axis < len(raw.size) else None
+    return start >= (-1 if extent is None else -max(extent, 1))
 
 
 def split(raw: Raw) -> Canonical:

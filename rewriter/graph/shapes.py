@@ -287,7 +287,7 @@ def _gather(operands: Sequence[Numbers], attrs: Attrs) -> Numbers:
     return _array(np.take(source, places.astype(np.int64), axis=attrs.get("axis", 0)))
 
 
-def _slice(operands: Sequence[Numbers], attrs: Attrs) -> Numbers:
+def _slice(operands: Sequence[Numbers], attrs: Attrs) -> Numbers | None:
     source, *given = operands
     lists = [_ints(each) for each in given] or [attrs[key] for key in ("starts", "ends", "axes") if key in attrs]
     starts, ends = lists[:2]
@@ -295,6 +295,8 @@ def _slice(operands: Sequence[Numbers], attrs: Attrs) -> Numbers:
     steps = lists[3] if len(lists) > 3 else (1,) * len(starts)
     where = [slice(None)] * source.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if step < 0 and start < -source.shape[axis]:  # ONNX starts at the first element, Python takes none
+            return None
         where[axis] = slice(start, end, step)
     return source[tuple(where)]
 

@@ -24,6 +24,8 @@ TENSORS: dict[str, Array] = {
     "two": np.int64([2]),
     "last": np.int64([-1]),
     "far": np.int64([1 << 62]),
+    "fourth": np.int64([-4]),
+    "fifth": np.int64([-5]),
     "pads": np.int64([0, 1, 0, 0, 0, 2, 0, 1]),
     "cuts": np.int64([0, 0, -1, 0, 0, 0, 0, -1]),
     "few": np.int64([1, 2]),
@@ -174,6 +176,7 @@ PROBLEMS = [
     (17, "Slice", ("x", "one", "few"), {}, "do not fit together"),
     (17, "Slice", ("x", "one", "one", "few"), {}, "do not fit together"),
     (9, "Slice", ("x",), {}, "do not fit together"),
+    (17, "Slice", ("x", "fifth", "fifth", "two", "last"), {}, "from before the first element"),
     (17, "Split", ("x", "z"), {"axis": 1}, "known only at run time"),
     (17, "Transpose", ("x",), {"perm": [0, 0, 1, 2]}, "no order of axes"),
     (17, "Squeeze", ("x", "z"), {}, "known only at run time"),
@@ -187,6 +190,14 @@ def test_what_cannot_be_read_says_why(
     found = reading(op, *inputs, opset=opset, outputs=2 if op == "Split" else 1, **attrs)
     assert found.problem is not None
     assert words in found.problem
+
+
+def test_a_cut_that_goes_backwards_starts_inside() -> None:
+    """From before the first element ONNX takes that one, and Python none."""
+    model = model_of("Slice", ["x", "fourth", "fifth", "two", "last"], [2, 3, 4, 5], 17, 1)
+    assert view(model).nodes[0].problem is not None
+    assert view(model, sizes={"x": (2, 3, 4, 5)}).nodes[0].problem is None
+    assert view(model, sizes={"x": (2, 3, 3, 5)}).nodes[0].problem is not None
 
 
 def test_a_pad_of_named_axes_needs_the_rank() -> None:
