@@ -119,7 +119,7 @@ def _tile(call: Call) -> Made:
 
 
 def _slice(call: Call) -> Made:
-    """Starts and ends as Python counts them; going backwards, ONNX clamps a start before the first element otherwise."""
+    """Starts and ends as Python counts them; going backwards, ONNX clamps a start before the first element to it."""
     source = call.given(0)
     starts, ends = call.listed("starts", 1, since=10), call.listed("ends", 2, since=10)
     axes, steps = call.listed("axes", 3, since=10), call.ints(4) if call.opset >= 10 else None
