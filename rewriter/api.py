@@ -19,6 +19,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from rewriter.checking import verify as compare
 from rewriter.checking.record import Verdict, Verification
+from rewriter.checkpoints import structure
 from rewriter.errors import UsageError
 from rewriter.graph import files, measure, saving, surgeon
 from rewriter.graph import shapes as sizes
@@ -45,6 +46,7 @@ from rewriter.rewriting.engine import Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.rewriting.provenance import composed
 from rewriter.torch_graphs import applying as torch_graphs
+from rewriter.torch_graphs import saving as torch_files
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -74,28 +76,29 @@ class Result:
 
     model: Any
     report: Report
-    _made: Any = field(repr=False)  # what is saved: a ModelProto, or a program of torch
+    _made: ModelProto | torch_files.Savable = field(repr=False)
     _source: LoadedModel | None = field(repr=False)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the model atomically; external data goes beside it. The same bytes where nothing changed.
 
-        A program of torch is written as a .pt2 archive.
+        `NAME.safetensors` holds the weights, and NAME.json beside it the graph and what was folded from what. A model
+        of torch is written as .pt2 too, or exported to .onnx and held against torch unless `apply` was told not to.
 
         Raises OutputError (exit 2) where the file exists (unless `force`), is an input, or cannot be written, and
         LimitError (exit 6) where the disk is full.
         """
-        target = Path(path)
-        if not isinstance(self._made, ModelProto):
-            from rewriter.checkpoints import program
-
-            if torch_graphs.is_module(self._made):
-                raise UsageError(f"{path}: a traced module is saved by torch: its state_dict, or torch.export of it")
-            program.save(self._made, target, force=force)
-            return target
-        if self._source is not None and self._source.path is not None and not self.report.changed:
-            return saving.save_unchanged(self._source, target, force=force)
-        return saving.save(self._made, target, source=self._source, force=force)
+        target, source = Path(path), self._source
+        if isinstance(self._made, torch_files.Savable):
+            return torch_files.save(self._made, target, self.report.folds, force=force)
+        if target.suffix.lower() == ".pt2":
+            raise UsageError(f"{path}: an ONNX model cannot become a program of torch; write it as .onnx")
+        if target.suffix.lower() == ".safetensors":
+            folder = source.folder if source is not None else None
+            return structure.save(self._made, folder, target, self.report.folds, force=force)
+        if source is not None and source.path is not None and not self.report.changed:
+            return saving.save_unchanged(source, target, force=force)
+        return saving.save(self._made, target, source=source, force=force)
 
 
 def apply(
@@ -146,7 +149,8 @@ def apply(
             max_rounds=max_rounds,
             progress=progress,
         )
-        return _of_program(made, model, loaded_patterns, started)
+        report, shown = _of_program(made, model, loaded_patterns, started)
+        return Result(shown, report, torch_files.Savable(replace(opened_graph, model=made.model), verify), None)
     if example_inputs is not None or dynamic_shapes is not None:
         raise UsageError("example_inputs and dynamic_shapes are for modules of torch, which are traced with them")
     opened = _open(model)  # pyright: ignore[reportArgumentType]  # a program is no other kind of model
@@ -172,13 +176,15 @@ def apply(
     return Result(given, report, finished, opened.source)
 
 
-def _of_program(made: torch_graphs.Rewritten, given: Any, patterns: Sequence[LoadedPattern], started: float) -> Result:
+def _of_program(
+    made: torch_graphs.Rewritten, given: Any, patterns: Sequence[LoadedPattern], started: float
+) -> tuple[Report, Any]:
     label = str(given) if torch_graphs.is_archive(given) else type(given).__name__
     totals = made.before, made.after
     report = account.report(label, patterns, totals, made.outcome, made.verification or NOT_ASKED)
     report = replace(report, folds=made.folds, dead_before=made.dead_before, versions=versions("torch"))
     shown = made.model.module() if torch_graphs.is_module(given) and torch_graphs.is_program(made.model) else made.model
-    return Result(shown, replace(report, seconds=time.monotonic() - started), made.model, None)
+    return replace(report, seconds=time.monotonic() - started), shown
 
 
 def find(

@@ -34,9 +34,14 @@ class Agreement:
     words: str
 
 
+def can_run() -> bool:
+    """Whether there is an engine to run ONNX files with."""
+    return find_spec("onnxruntime") is not None
+
+
 def compare(prepared: Prepared, loaded: LoadedModel) -> Agreement:
     """Run the file with ONNX Runtime on the example inputs and hold it against torch's outputs."""
-    if find_spec("onnxruntime") is None:
+    if not can_run():
         return Agreement(False, None, 'no engine is installed: pip install "fxrewrite[cpu]"')
     if not prepared.outputs:
         return Agreement(False, None, "the program has no example inputs to run it on")

@@ -34,7 +34,10 @@ _ALLOWED: Final = (
 )  # fmt: skip
 _OF_TENSORS: Final = frozenset({"size", "stride", "storage_offset", "shape", "ndim", "dtype", "device"})
 _OF_MATH: Final = frozenset({"floor", "ceil", "trunc", "sqrt", "isnan", "inf"})
-_CONTAINERS: Final = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
+_CONTAINERS: Final = frozenset(
+    {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+    | {f"torch.fx.immutable_collections.immutable_{kind}" for kind in ("list", "dict")}  # what traced modules give
+)
 
 
 def is_word(text: object) -> bool:

@@ -7,7 +7,8 @@ own bits, and the JSON says what reads it and, of new ones, what they were folde
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,18 @@ _CODES: Final[Mapping[str, tuple[str, int]]] = {  # the format's word for a type
 }  # fmt: skip
 _ALIGN: Final = 8
 
+Data = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor to be written; its bytes are read when it is its turn."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Data]
+
 
 def structure_path(path: Path) -> Path:
     """net.safetensors -> net.json, beside it."""
@@ -38,27 +51,45 @@ def structure_path(path: Path) -> Path:
 
 def save(
     model: ModelProto, folder: Path | None, path: Path, folds: Sequence[FoldRecord] = (), *, force: bool = False
-) -> None:
+) -> Path:
     """Write both files. UsageError for a model that they cannot hold: bodies of If and Loop, sparse or text tensors."""
     tensors = [*model.graph.initializer]
     nodes = [_node(node, tensors) for node in model.graph.node]
     if model.functions or model.graph.sparse_initializer:
         raise UsageError(f"{shown(path)}: the model has functions or sparse tensors; write it as .onnx")
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "made_by": f"fxrewrite {__version__}",
+    structure = {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "inputs": [_value(info) for info in model.graph.input],
         "outputs": [_value(info) for info in model.graph.output],
         "nodes": nodes,
+    }
+    return write(path, structure, [_stored(tensor, folder) for tensor in tensors], folds, force=force)
+
+
+def write(
+    path: Path, structure: Mapping[str, Any], tensors: Sequence[Stored], folds: Sequence[FoldRecord], *, force: bool
+) -> Path:
+    """Write the weights and, beside them, what is said of the graph that reads them."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_by": f"fxrewrite {__version__}",
+        **structure,
         "folds": {fold.tensor: [*fold.sources] for fold in folds},
     }
     text = json.dumps(document, indent=1, allow_nan=True) + "\n"
-    publish({path: _weights(tensors, folder, path), structure_path(path): [text.encode()]}, force=force)
+    publish({path: _weights(tensors, path), structure_path(path): [text.encode()]}, force=force)
+    return path
 
 
-def _weights(tensors: Sequence[TensorProto], folder: Path | None, path: Path) -> Iterator[bytes | bytearray]:
+def _stored(tensor: TensorProto, folder: Path | None) -> Stored:
+    def read() -> Data:
+        return external_bytes(tensor, folder) if is_external(tensor) else raw_bytes(tensor)
+
+    return Stored(tensor.name, dtype_name(tensor.data_type), (*tensor.dims,), read)
+
+
+def _weights(tensors: Sequence[Stored], path: Path) -> Iterator[Data]:
     """The bytes of a safetensors file, tensor by tensor, so that only one is in memory twice."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "made_by": f"fxrewrite {__version__}"}}
     sizes: list[int] = []
@@ -66,27 +97,27 @@ def _weights(tensors: Sequence[TensorProto], folder: Path | None, path: Path) ->
     # the widest elements first, so that every tensor begins at a multiple of its element size, as readers want it
     ordered = sorted(tensors, key=lambda tensor: -_width(tensor, path))
     for tensor in ordered:
-        shape = [*tensor.dims]
-        size = _width(tensor, path) * prod(shape)
-        code, _ = _CODES[dtype_name(tensor.data_type)]
-        header[tensor.name] = {"dtype": code, "shape": shape, "data_offsets": [position, position + size]}
+        size = _width(tensor, path) * prod(tensor.shape)
+        code, _ = _CODES[tensor.dtype]
+        header[tensor.name] = {"dtype": code, "shape": [*tensor.shape], "data_offsets": [position, position + size]}
         position += size
         sizes.append(size)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGN)
     yield len(text).to_bytes(8, "little") + text
     for tensor, size in zip(ordered, sizes, strict=True):
-        data = external_bytes(tensor, folder) if is_external(tensor) else raw_bytes(tensor)
+        data = tensor.read()
         if len(data) != size:
             raise UsageError(f"{shown(tensor.name)} has {len(data)} bytes where {size} were expected")
         yield data
 
 
-def _width(tensor: TensorProto, path: Path) -> int:
-    dtype = dtype_name(tensor.data_type)
-    if dtype not in _CODES:
-        raise UsageError(f"{shown(path)}: safetensors has no type for {shown(tensor.name)} ({dtype}); write .onnx")
-    return _CODES[dtype][1]
+def _width(tensor: Stored, path: Path) -> int:
+    if tensor.dtype not in _CODES:
+        raise UsageError(
+            f"{shown(path)}: safetensors has no type for {shown(tensor.name)} ({tensor.dtype}); write the model whole"
+        )
+    return _CODES[tensor.dtype][1]
 
 
 def _value(info: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ left something behind, changed names or types, or ran code, is in the notes.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,11 +77,23 @@ def _prepare_program(source: bytesource.Source, request: TraceRequest) -> Prepar
     """A .pt2 file is traced already; its own example inputs, where it has some, are what it is run on."""
     if request.model or request.inputs or request.dynamic or request.key or request.arguments:
         raise UsageError("a .pt2 file is traced already: --model, --arg, --key, --input and --dynamic are not for it")
-    loaded = program.load(source, trust=request.trust)
+    return of_program(program.load(source, trust=request.trust))
+
+
+def of_program(loaded: ExportedProgram) -> Prepared:
+    """A program, run on copies of the inputs that it was exported with and of the buffers that a run may change."""
+    import torch
+
     examples: Any = loaded.example_inputs
     given = tuple(_leaves(examples)) if examples is not None else ()
-    outputs = _run(loaded.module(), given) if given and all(hasattr(value, "shape") for value in given) else ()
-    return Prepared(loaded, given, outputs, (), ())
+    if not given or not all(hasattr(value, "shape") for value in given):
+        return Prepared(loaded, given, (), (), ())
+    copies: Any = copy.deepcopy(examples)
+    module: Any = loaded.module()
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with quiet("the program cannot be run on its own example inputs"), torch.no_grad():
+        found: Any = torch.func.functional_call(module, buffers, *copies)
+    return Prepared(loaded, given, tuple(_leaves(found)), (), ())
 
 
 def _cast(model: nn.Module, loaded: weights.Loaded, dtype: str) -> list[str]:

@@ -143,7 +143,8 @@ def run(request: Request) -> int:
     output = request.output or files.default_output(model)
     if output.suffix.lower() in (".pt", ".pth", ".ckpt"):
         raise UsageError(f"-o: {output}: a result is written as .onnx, .pt2 or .safetensors")
-    as_program = output.suffix.lower() == ".pt2"
+    kinds = output.suffix.lower(), model.suffix.lower()
+    as_program = kinds[0] == ".pt2" or kinds == (".safetensors", ".pt2")
     if as_program and not traced:
         raise UsageError(f"-o: {output}: an ONNX model cannot become a program of torch; write it as .onnx")
     taken = [model] + ([request.inputs] if request.inputs else [])
@@ -162,7 +163,7 @@ def run(request: Request) -> int:
             with files.staged(report, request.reports, force=request.force):
                 if not request.check:
                     progress(f"writing {output}", None)
-                    _save(result, given, output, force=request.force)
+                    result.save(output, force=request.force)
     if refused is not None:
         _show(replace(report, output=None), as_json=request.as_json)
         raise VerificationError(refused)
@@ -205,18 +206,6 @@ def _opened(
         for note in (*prepared.notes, words):
             console.note(note)
         yield loaded
-
-
-def _save(result: Result, given: Path | LoadedModel | Program, output: Path, *, force: bool) -> None:
-    if output.suffix.lower() != ".safetensors":
-        result.save(output, force=force)
-        return
-    from rewriter.checkpoints import structure
-    from rewriter.graph.files import LoadedModel
-
-    assert isinstance(given, Path | LoadedModel)
-    folder = given.parent if isinstance(given, Path) else given.folder
-    structure.save(result.model, folder, output, result.report.folds, force=force)
 
 
 def _apply(request: Request, model: Path | LoadedModel | Program, progress: console.Progress) -> Result:

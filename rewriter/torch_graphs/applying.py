@@ -42,6 +42,8 @@ class Opened:
     model: Any
     inputs: Sequence[Any] | None = None
     notes: tuple[str, ...] = ()
+    dynamic_shapes: Any = None  # which a traced module keeps open when it is exported after all
+    path: Path | None = None  # of the archive
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,15 @@ def opened(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Opened:
         return _of_module(model, example_inputs, dynamic_shapes)
     if example_inputs is not None or dynamic_shapes is not None:
         raise UsageError("example_inputs and dynamic_shapes are for modules; a program is traced already")
-    return Opened(archives.load(bytesource.read(Path(model))) if is_archive(model) else model)
+    if is_archive(model):
+        return Opened(archives.load(bytesource.read(Path(model))), path=Path(model))
+    return Opened(model)
 
 
 def _of_module(module: Any, example_inputs: Any, dynamic_shapes: Any) -> Opened:
     """A GraphModule is traced; any other module is exported, or traced by its symbols where it cannot be."""
     if tracing.is_traced(module):
-        return Opened(module, tracing.bound(module, example_inputs))
+        return Opened(module, tracing.bound(module, example_inputs), dynamic_shapes=dynamic_shapes)
     try:
         return Opened(tracing.export(module, example_inputs, dynamic_shapes))
     except InputError as problem:

@@ -126,6 +126,14 @@ def _operator(target: Any) -> Operator | None:
     )
 
 
+def attribute(root: Any, path: str) -> Any:
+    """What lies in a module at a dotted path; None where nothing does."""
+    found = root
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
 def op_of(node: FxNode) -> str:
     """The operator's name without namespace, overload and the underscore of the in-place form."""
     known = operator_of(node)

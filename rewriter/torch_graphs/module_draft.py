@@ -14,7 +14,7 @@ from rewriter.errors import UsageError
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
 from rewriter.torch_graphs import layers, structures
-from rewriter.torch_graphs.calls import FxNode, Held, fake, is_node, is_tensor
+from rewriter.torch_graphs.calls import FxNode, Held, attribute, fake, is_node, is_tensor
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.module_dialect import Modules
 from rewriter.torch_graphs.picture import Surroundings
@@ -80,11 +80,11 @@ class ModuleDraft(FxDraft):
         return Surroundings(held, inputs, outputs, self._kept(), self._names_of_nodes())
 
     def _stored(self, node: FxNode) -> Constant | None:
-        tensor = _attribute(self.work, node.target)
+        tensor = attribute(self.work, node.target)
         return constant_of(self._named(node), tensor) if is_tensor(tensor) else None
 
     def _named(self, node: FxNode) -> str:
-        return self._tensors.get(id(_attribute(self.work, node.target))) or node.target
+        return self._tensors.get(id(attribute(self.work, node.target))) or node.target
 
     def _names_of_nodes(self) -> dict[FxNode, str]:
         taken = {n.name for n in self.graph.nodes}
@@ -162,10 +162,3 @@ def _turned(constant: Constant) -> Constant:
     """A product's matrix as a module has it: (out, in)."""
     array = constant.load().T
     return Constant(constant.name, array.shape, constant.dtype, lambda: array)
-
-
-def _attribute(root: Any, path: str) -> Any:
-    found = root
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found

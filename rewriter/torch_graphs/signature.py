@@ -47,7 +47,7 @@ class Signature:
             if tensor is None:
                 continue
             name = spec.target if spec.target not in taken else node.name
-            names[node] = first.setdefault(_identity(tensor), name)
+            names[node] = first.setdefault(identity(tensor), name)
             constant = None if spec.target in changed else constant_of(names[node], tensor)
             if constant is not None:
                 stored[node] = constant
@@ -168,7 +168,7 @@ def _tensor(program: Any, spec: Any) -> Any:
     return found if hasattr(found, "untyped_storage") else None
 
 
-def _identity(tensor: Any) -> object:
+def identity(tensor: Any) -> object:
     """The same for tied tensors, which are one object when fresh and two on one storage when loaded."""
     if not tensor.numel() or tensor.device.type == "meta":
         return id(tensor)

@@ -227,5 +227,7 @@ def test_treespecs() -> None:
     assert (
         wrong_treespec(json.dumps([1, {"type": "builtins.tuple", "context": "null", "children_spec": [leaf]}])) is None
     )
+    traced = {"type": "torch.fx.immutable_collections.immutable_dict", "context": '["a"]', "children_spec": [leaf]}
+    assert wrong_treespec(json.dumps([1, traced])) is None
     named = json.dumps([1, {"type": "collections.namedtuple", "context": "null", "children_spec": []}])
     assert wrong_treespec(named) and wrong_treespec("[2, {}]") and wrong_treespec("x")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.cli.conftest import Run
 from tests.torch_graphs.nets import RepVGG, exported, image, operators, settled
@@ -26,6 +28,31 @@ def test_a_program_becomes_a_program(archive: Path, run: Run) -> None:
     shipped = torch.export.load(archive.parent / "ship.pt2")
     assert operators(shipped) == {"conv2d": 1, "relu_": 1}
     assert "verified" in done.err
+
+
+def test_a_program_becomes_weights_in_its_own_names(archive: Path, run: Run) -> None:
+    done = run("apply", archive, "-o", archive.parent / "ship.safetensors")
+    assert done.code == 0, done.err
+    state = torch.export.load(archive).state_dict
+    document = json.loads((archive.parent / "ship.json").read_text())
+    assert [node["op"] for node in document["nodes"]] == ["aten.conv2d.default", "aten.relu_.default"]
+    assert all(set(sources) <= state.keys() for sources in document["folds"].values())
+    assert document["folds"].keys() == load_file(archive.parent / "ship.safetensors").keys()
+
+
+def test_a_program_that_counts_its_calls_is_not_called(folder: Path, run: Run) -> None:
+    class Counting(RepVGG):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    torch.export.save(exported(settled(Counting()), image(2, 8, 12, 10)), folder / "net.pt2")
+    assert run("apply", folder / "net.pt2", "-o", folder / "ship.pt2").code == 0
+    assert torch.export.load(folder / "ship.pt2").state_dict["calls"] == 0
 
 
 def test_an_archive_that_may_run_code_needs_trust(archive: Path, run: Run) -> None:

@@ -15,7 +15,6 @@ from torch.nn.utils import parametrizations
 
 import rewriter
 from rewriter.checking.record import Verdict
-from rewriter.errors import UsageError
 from tests.torch_graphs.nets import Net, RepVGG, Tied, Two, exported, image, operators, same, settled
 
 EXACT = ["repconv", "conv-bn", "bypass"]
@@ -288,9 +287,8 @@ class Unexportable(nn.Module):
         return self.block(x)
 
 
-def test_what_cannot_be_exported_is_traced_and_that_is_said() -> None:
+def test_what_cannot_be_exported_is_traced_and_that_is_said(tmp_path: Path) -> None:
     result = rewriter.apply(settled(Unexportable()), EXACT, example_inputs=X)
     assert isinstance(result.model, fx.GraphModule) and result.report.matches
     assert "not in an export" in result.report.verification.notes[0]
-    with pytest.raises(UsageError, match="state_dict"):
-        result.save("net.pt2")
+    result.save(tmp_path / "net.pt2")  # what torch.export refused is no longer in it
