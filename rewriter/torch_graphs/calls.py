@@ -184,6 +184,14 @@ def shape_of(node: FxNode) -> tuple[int | str, ...] | None:
     )
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Whether two nodes give tensors of the same sizes and type, and in the same place."""
+    if not (is_node(one) and is_node(other) and is_tensor(fake(one)) and is_tensor(fake(other))):
+        return False
+    same = shape_of(one) == shape_of(other) and dtype_of(one) == dtype_of(other)
+    return same and fake(one).device == fake(other).device
+
+
 def path_of(node: FxNode) -> str:
     """The modules that a node comes from, as "/model/22/cv2"."""
     path, outer = "", ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.graph.raw import Canonical
+from rewriter.graph.view import Array, Constant, Value
 from rewriter.torch_graphs.calls import Call, fake, is_node, items
 from rewriter.torch_graphs.onnx_terms import Reading, onnx
 
@@ -180,6 +181,41 @@ def _pad(call: Call) -> Reading | None:
     return onnx("Pad", x, pads, call.held("value", np.asarray(float(filled or 0)), call.dtype), mode=mode)
 
 
+def _slice_scatter(call: Call) -> Reading | None:
+    """A run of places of one axis, written."""
+    start, end, step = (call.args.get(name) for name in ("start", "end", "step"))
+    return _scatter(call, slice(0 if start is None else start, END if end is None else end, step), keeps=True)
+
+
+def _select_scatter(call: Call) -> Reading | None:
+    index = call.args.get("index")
+    end = END if index == -1 else index + 1 if isinstance(index, int) else None
+    return _scatter(call, slice(index, end, 1), keeps=False)
+
+
+def _scatter(call: Call, run: slice, keeps: bool) -> Reading | None:
+    """A ScatterND with an index of every place up to the axis, which what is written `keeps` or has not."""
+    x, source, axis = call.value("self"), call.value("src"), call.args.get("dim", 0)
+    if x is None or source is None or not isinstance(axis, int) or not all(isinstance(n, int) for n in _ends(run)):
+        return None
+    shape = x.shape or ()
+    extents = [extent for extent in shape if isinstance(extent, int)]
+    if not shape or len(extents) < len(shape):
+        return Canonical("scatter_nd", (x, source), {}, {"reduction": "none"})
+    axis %= len(shape)
+    places = range(*run.indices(extents[axis]))
+    outer = extents[:axis]
+    full = (*outer, len(places)) if keeps else tuple(outer)
+
+    def indices() -> Array:
+        found = np.indices((*outer, len(places)))
+        found[axis] = np.asarray(places)
+        return np.moveaxis(found, 0, -1).reshape(*full, axis + 1)
+
+    made = Constant(f"{call.node.name}:indices", (*full, axis + 1), "int64", indices)
+    return onnx("ScatterND", x, Value(made.name, None, (), constant=made, dtype="int64"), source)
+
+
 RULES: Mapping[str, Callable[[Call], Reading | None]] = {
     "cat": _cat,
     "concat": _cat,
@@ -202,6 +238,8 @@ RULES: Mapping[str, Callable[[Call], Reading | None]] = {
     "t": _transpose,
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
+    "slice_scatter": _slice_scatter,
+    "select_scatter": _select_scatter,
     "sym_size": _size,
     "pad": _pad,
     "constant_pad_nd": _pad,

@@ -1,7 +1,7 @@
 """An exported program under edit, and a program made of it at the end.
 
 Invariant: the program that came is never changed, and what no edit touches is shared with it: tensors, sizes, guards,
-the structure of inputs.
+the structure of inputs. Writes in place that nobody can tell from others are out of place while the draft is edited.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
-from rewriter.torch_graphs import making, outputs
-from rewriter.torch_graphs.calls import FxNode, fake
+from rewriter.torch_graphs import making, outputs, writes
+from rewriter.torch_graphs.calls import FxNode, alike, fake
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.mutations import mutations
@@ -29,6 +29,7 @@ class ProgramDraft(FxDraft):
         for node, original in zip(graph.nodes, program.graph.nodes, strict=True):
             node.name = original.name  # a copy renames what is called as a builtin is (`input`)
         _name_sizes(graph)
+        self._writes = writes.out_of_place(graph)
         self.program = program
         self.signature = Signature.of(program, graph)
         super().__init__(graph, Aten(), self.signature.tensors)
@@ -42,8 +43,13 @@ class ProgramDraft(FxDraft):
             for name, constant in self._made.items()
             if any(called == name and n.users for n, called in self._called.items())
         }
+        writes.in_place(self.graph, self._writes)
+        self._writes = []
         impure = mutations(self.graph, self.dialect).impure
         return self.signature.finished(self.graph, made, {n for node in impure for n in node.all_input_nodes})
+
+    def _stands_for(self, node: FxNode) -> tuple[str, ...]:
+        return writes.as_given(node, self._writes) or super()._stands_for(node)
 
     def _surroundings(self) -> Surroundings:
         held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}
@@ -77,3 +83,10 @@ def _name_sizes(graph: Any) -> None:
         shape = [extent if type(extent) is int else -1 for extent in fake(node).shape] if target is not None else []
         if target is not None and shape.count(-1) < 2:
             node.target, node.args = target, (node.args[0], shape)
+        if node.target is aten.expand_as.default and all(type(extent) is int for extent in fake(node).shape):
+            node.target, node.args = aten.expand.default, (node.args[0], [*fake(node).shape])
+        if node.target is aten.copy.default and alike(*node.args[:2]):
+            like, source = node.args[:2]
+            node.target, node.args = aten.clone.default, (source,)
+            if not like.users and like.target in (aten.slice.Tensor, aten.select.int):
+                graph.erase_node(like)

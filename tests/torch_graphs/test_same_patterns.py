@@ -20,12 +20,7 @@ from rewriter.checking.record import Verdict
 LIMIT = 2e-6
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about itself
 
-RING = "a ring that is written by slices in place is not read yet"
 FALLS_SHORT = {
-    ("export", "dbb"): RING,
-    ("export", "ecb"): RING,
-    ("export", "edbb"): RING,
-    ("export", "plainusr"): RING,
     ("fx", "acnet-cropped"): "it cuts by sizes that are read at run time",
     ("fx", "spectral-norm"): "the layer has a hook",
     ("fx", "levit"): "it reads a value for its size",
