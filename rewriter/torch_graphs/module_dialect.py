@@ -1,5 +1,6 @@
 """Graphs of `torch.fx.symbolic_trace`: modules, functions and methods, whose kinds tell what no schema does.
 
+What an exported program gives as a module is such a graph too, of ATen operators; these say of themselves what they do.
 Invariant: what is not known to give a new tensor may give its input; what is not known to leave its inputs alone may
 change them.
 """
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewriter.graph.view import Value
-from rewriter.torch_graphs.calls import Call, FxNode, Held, is_getitem, is_node, is_tensor
-from rewriter.torch_graphs.dialect import RANDOM
+from rewriter.torch_graphs.calls import Call, FxNode, Held, call_of, is_getitem, is_node, is_tensor, operator_of
+from rewriter.torch_graphs.dialect import RANDOM, Aten
 from rewriter.torch_graphs.functions import call_of_function, method_or_function
 from rewriter.torch_graphs.modules import call_of_module, hooked
 from rewriter.torch_graphs.tensors import constant_of
@@ -31,6 +32,9 @@ HARMLESS = frozenset(
 )
 
 
+ATEN = Aten(shapes_hold=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Modules:
     """The dialect of one module; `made` are modules of ours whose tensors are not stored yet."""
@@ -41,6 +45,8 @@ class Modules:
     shapes_hold: bool = False
 
     def call(self, node: FxNode, values: Callable[[Any], Value]) -> Call | None:
+        if operator_of(node) is not None:
+            return call_of(node, values)
         found = self._found(node)
         return None if found is None else Call(node, found[0], "", found[1], values)
 
@@ -84,6 +90,8 @@ class Modules:
         return self.root.get_submodule(node.target)
 
     def name(self, node: FxNode) -> str:
+        if operator_of(node) is not None:
+            return ATEN.name(node)
         if node.op == "call_module":
             return f"module.{type(self.module(node)).__name__}".lower()
         return f"torch.{method_or_function(node) or getattr(node.target, '__name__', node.target)}".lower()
@@ -96,8 +104,10 @@ class Modules:
     # --- what changes and what is shared -----------------------------------------------------------------------------
 
     def written(self, node: FxNode) -> list[FxNode]:
-        if node.op in ("placeholder", "get_attr", "output"):
+        if node.op in ("placeholder", "get_attr", "output") or self._checks(node):
             return []
+        if operator_of(node) is not None:
+            return ATEN.written(node)
         if node.op == "call_module":
             if call_of_module(self.module(node)) is None or hooked(self.module(node)):
                 return list(node.all_input_nodes) if self._is_foreign(node) else []
@@ -114,6 +124,14 @@ class Modules:
             hooked(module) or not type(module).__module__.startswith("torch.nn") or bool(getattr(module, "inplace", 0))
         )
 
+    def _checks(self, node: FxNode) -> bool:
+        """Whether it only holds inputs against the sizes that an exported program was made for."""
+        return (
+            node.op == "call_module"
+            and type(self.module(node)).__module__.startswith("torch.export.")
+            and not node.users
+        )
+
     def _in_place(self, node: FxNode) -> bool:
         name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
         if name.endswith("_") and not name.startswith("__"):
@@ -124,23 +142,29 @@ class Modules:
     def aliased(self, node: FxNode) -> list[FxNode]:
         if node.op in ("placeholder", "get_attr", "output"):
             return []
-        if is_getitem(node):
-            return [node.args[0]]
+        if is_getitem(node) or operator_of(node) is not None:
+            return ATEN.aliased(node)
         found = self._found(node)
         return [] if found is not None and found[0] in FRESH else list(node.all_input_nodes)
 
     def trains(self, node: FxNode) -> bool:
+        if operator_of(node) is not None:
+            return ATEN.trains(node)
         if node.op == "call_module" and self._is_foreign(node):
             return True
         found = self._found(node)
         return found is not None and found[0] == "batch_norm" and bool(found[1].get("training"))
 
     def separable(self, node: FxNode) -> bool:
+        if operator_of(node) is not None:
+            return ATEN.separable(node)
         found = self._found(node)
         return found is not None and found[0] in FRESH
 
     def detach(self, node: FxNode) -> None:
-        if node.op == "call_module" and getattr(self.module(node), "inplace", False):
+        if operator_of(node) is not None:
+            ATEN.detach(node)
+        elif node.op == "call_module" and getattr(self.module(node), "inplace", False):
             apart = copy.deepcopy(self.module(node))  # others may call the module that is there
             apart.inplace = False
             path = f"{node.target}_apart"
@@ -152,10 +176,14 @@ class Modules:
             node.kwargs = {**node.kwargs, "inplace": False}
 
     def loosen(self, node: FxNode) -> None:
-        if node.op == "call_method" and node.target == "view" and call_of_function(node) is not None:
+        if operator_of(node) is not None:
+            ATEN.loosen(node)
+        elif node.op == "call_method" and node.target == "view" and call_of_function(node) is not None:
             node.target = "reshape"
 
     def function(self, node: FxNode) -> Callable[..., Any] | None:
+        if operator_of(node) is not None:
+            return ATEN.function(node)
         name = method_or_function(node)
         if name is None or name in RANDOM or self._in_place(node):
             return None
@@ -173,4 +201,6 @@ class Modules:
         return None
 
     def layered(self, node: FxNode) -> bool:
-        return node.op == "call_module" and call_of_module(self.module(node)) is None and self._is_foreign(node)
+        if node.op != "call_module" or self._checks(node):
+            return False
+        return call_of_module(self.module(node)) is None and self._is_foreign(node)

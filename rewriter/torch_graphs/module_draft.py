@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from rewriter.checkpoints.lazytorch import silenced
 from rewriter.errors import UsageError
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
@@ -29,7 +30,8 @@ class ModuleDraft(FxDraft):
         from torch.fx import GraphModule
 
         self.given = module
-        self.work = GraphModule(module, copy.deepcopy(module.graph))  # shares modules and tensors
+        with silenced():  # of torch about itself
+            self.work = GraphModule(module, copy.deepcopy(module.graph))  # shares modules and tensors
         propagate(self.work, inputs)
         names: dict[int, str] = {}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -76,8 +78,8 @@ class ModuleDraft(FxDraft):
                     held[node] = constant
         held |= {n: self._made[name] for n, name in self._called.items() if name in self._made}
         inputs = [n for n in self.graph.nodes if n.op == "placeholder" and is_tensor(fake(n))]
-        outputs = [n for n in dict.fromkeys(nodes_in(self.graph.output_node().args)) if is_tensor(fake(n))]
-        return Surroundings(held, inputs, outputs, self._kept(), self._names_of_nodes())
+        given = [n for n in dict.fromkeys(nodes_in(self.graph.output_node().args)) if is_tensor(fake(n))]
+        return Surroundings(held, inputs, given, self._kept(), self._names_of_nodes())
 
     def _stored(self, node: FxNode) -> Constant | None:
         tensor = attribute(self.work, node.target)
@@ -143,6 +145,14 @@ class ModuleDraft(FxDraft):
 
     def _remove_output(self, node: FxNode) -> None:
         output = self.graph.output_node()
+        info = structures.leaves_info(self.work)
+        if info is not None:
+            given = list(output.args[0])
+            places = {i for i, n in enumerate(given) if n is node}
+            leaves, spec = structures.without_leaves(info.out_spec, len(given), places)
+            output.args = (tuple([None if i is None else given[i] for i in leaves]),)
+            self.graph._codegen.pytree_info = info._replace(out_spec=spec)
+            return
         found = structures.without(output.args[0], node)
         if found is structures.GONE or is_node(output.args[0]):
             raise UsageError("the module would give nothing any more")

@@ -16,6 +16,7 @@ from rewriter.checking import samples
 from rewriter.checking.samples import Case
 from rewriter.checking.sizes import InputSpec
 from rewriter.graph.tensors import dtype_enum
+from rewriter.torch_graphs.structures import as_called
 from rewriter.torch_graphs.tensors import name_of, tensor_of
 
 
@@ -73,7 +74,7 @@ class Module:
             state |= {n: change(b) for n, b in state.items() if b.is_floating_point()}
         args = tuple([value.clone() if hasattr(value, "clone") else value for value in inputs])
         with torch.no_grad(), redirect_stderr(io.StringIO()):  # a traced module that fails prints its code
-            found: Any = torch.func.functional_call(self.module, state, args)
+            found: Any = torch.func.functional_call(self.module, state, *as_called(self.module, args))
         nodes = tree.tree_leaves(self.module.graph.output_node().args[0])
         pairs = zip(nodes, tree.tree_leaves(found), strict=True)
         return {node.name: value for node, value in pairs if hasattr(node, "users") and value is not None}

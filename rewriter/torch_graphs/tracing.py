@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from rewriter.checkpoints.lazytorch import silenced
 from rewriter.errors import InputError, UsageError
+from rewriter.torch_graphs.structures import leaves_info
 
 _MOST_TEXT = 300
 
@@ -55,6 +56,8 @@ def bound(module: Any, inputs: Any) -> list[Any]:
     if inputs is None:
         raise UsageError("example_inputs: a traced module is run on them; give the inputs that it is called with")
     args, kwargs = _arguments(inputs)
+    if leaves_info(module) is not None:
+        return _leaves(module, args, kwargs)
     waiting, found = list(args), list[Any]()
     for node in module.graph.nodes:
         if node.op != "placeholder":
@@ -69,6 +72,17 @@ def bound(module: Any, inputs: Any) -> list[Any]:
             raise UsageError(f"example_inputs: the module is called with {node.target!r}, too")
     if waiting or kwargs:
         raise UsageError("example_inputs: there are more than the module is called with")
+    return found
+
+
+def _leaves(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    import torch.utils._pytree as pytree
+
+    tree: Any = pytree
+    found = tree.tree_leaves((args, kwargs))
+    wanted = sum(node.op == "placeholder" for node in module.graph.nodes)
+    if len(found) != wanted:
+        raise UsageError(f"example_inputs: the module is called with {wanted} values, and {len(found)} are given")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from torch import nn
 
 import rewriter
 from fixtures.judge import conv_count, count_params
@@ -53,6 +54,21 @@ def test_the_training_form_becomes_the_form_to_ship(name: str) -> None:
     again = rewriter.apply(after, PATTERNS)
     assert not again.report.changed and again.model is after
     assert len(before.graph.nodes) > len(after.graph.nodes)  # and the program that came is as it was
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t", "c"])
+def test_the_module_that_the_program_gives_ends_as_the_program_does(name: str) -> None:
+    net, before, _ = shipped(name)
+    x = image(1, 3, SMALL, SMALL, seed=4)
+    result = rewriter.apply(before.module(), PATTERNS, example_inputs=x)
+    assert result.report.verification.verdict is Verdict.OK, result.report.verification
+    layers = [part for part in result.model.modules() if isinstance(part, nn.Conv2d)]
+    plain = sum(str(node.target) == "aten.conv2d.default" for node in result.model.graph.nodes)
+    assert len(layers) + plain == TABLE[name].convs
+    assert sum(p.numel() for p in result.model.parameters()) == TABLE[name].parameters
+    with torch.no_grad():
+        assert same([result.model(x)[0]], [net(x)[MAIN]], 1e-5)
 
 
 @pytest.mark.parametrize("name", ["t", pytest.param("c", marks=pytest.mark.slow)])
