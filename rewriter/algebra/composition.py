@@ -91,8 +91,9 @@ def _picked(inner: Array, inner_rows: Rows, outer: Array, outer_rows: Rows, on: 
 
 def _moved(inner: Array, outer: Array, outer_rows: Rows, on: Lattice) -> Array:
     """The inner map hands on a run of channels one by one, each through a window of its own."""
-    columns = np.minimum(outer_rows.first[:, None] + up_to(outer.shape[1]), len(inner) - 1)
-    source = _by_tap(inner[:, 0], 1)[columns]  # (out, width, taps)
+    first = outer_rows.first if (outer_rows.first != outer_rows.first[0]).any() else outer_rows.first[:1]
+    columns = np.minimum(first[:, None] + up_to(outer.shape[1]), len(inner) - 1)
+    source = _by_tap(inner[:, 0], 1)[columns]  # (out, width, taps), or (1, …) where all read the same channels
     return _spread(outer, outer.shape[1], on, lambda tap: _at(outer, tap)[..., None] * source)
 
 
@@ -106,8 +107,11 @@ def _multiplied(inner: Array, outer: Array, groups: int, on: Lattice) -> Array:
 
 def _spread(outer: Array, width: int, on: Lattice, product: Callable[[Tap], Array]) -> Array:
     """The sum over all taps of the outer kernel; `product` gives what an inner kernel has at one of them."""
-    total = np.zeros((len(outer), width, *on.window))
-    for tap in np.ndindex(*outer.shape[2:]):
+    taps, shape = [*np.ndindex(*outer.shape[2:])], (len(outer), width, *on.window)
+    if len(taps) == 1 and on.window == on.inner_window:  # nothing to add up
+        return product(taps[0]).reshape(shape)
+    total = np.zeros(shape)
+    for tap in taps:
         part = total[:, :, *on.places(tap)]
         part += product(tap).reshape(part.shape)
     return total

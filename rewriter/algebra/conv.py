@@ -189,7 +189,8 @@ def lost_in(affine: Affine, dtype: str, at: str) -> Refusal | None:
     unit in the last place of that weight, which is what rounding costs anyway. A channel without weights is its bias.
     """
     form = FORMATS[dtype]
-    weights = np.abs(affine.kernel).reshape(affine.outputs, -1).max(axis=1)
+    rows = affine.kernel.reshape(affine.outputs, -1)
+    weights = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     bias = np.abs(affine.bias)
     largest = float(np.maximum(weights, bias).max())  # NaN where anything is
     if not largest < form.overflow:
