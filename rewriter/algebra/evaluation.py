@@ -262,6 +262,14 @@ def _run_scatter_nd(node: Node, data: list[Array], run: Run) -> Array:
     return found
 
 
+def _run_assign(node: Node, data: list[Array], run: Run) -> Array:
+    """Part of the value is replaced; an end of None is that of the axis."""
+    found = data[0].copy()
+    ends = zip(node.attrs["starts"], node.attrs["stops"], strict=True)
+    found[tuple([slice(start, stop) for start, stop in ends])] = run.written(node.consts["values"])
+    return found
+
+
 def _run_where(node: Node, data: list[Array], run: Run) -> Array:
     if len(data) != 2 or "condition" not in node.consts:
         raise CannotRun(f"{node.name} chooses by what is not constant")
@@ -317,6 +325,7 @@ OPS: Mapping[str, Callable[[Node, list[Array], Run], Array | list[Array]]] = {
     "concat": _run_concat,
     "gather": _run_gather,
     "scatter_nd": _run_scatter_nd,
+    "assign": _run_assign,
     "where": _run_where,
     "reshape": _run_reshape,
     "flatten": _run_flatten,

@@ -350,6 +350,7 @@ RULES: Mapping[str, Rule] = {
     "slice": _slice,
     "gather": _gather,
     "scatter_nd": placement.scattered,
+    "assign": placement.assigned,
     "where": placement.chosen,
     "concat": placement.joined,
 } | dict.fromkeys(VIEWS, _view)

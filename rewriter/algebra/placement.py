@@ -30,7 +30,7 @@ from rewriter.graph.view import Dim, Node
 if TYPE_CHECKING:
     from rewriter.algebra.terms import Space, Term
 
-KEEPS = frozenset({"identity", "transpose", "scatter_nd"})
+KEEPS = frozenset({"identity", "transpose", "scatter_nd", "assign"})
 """Operators under which a value stays under construction; whatever else reads it has to know what it is."""
 
 WRITES = frozenset({"where", "concat"})
@@ -86,10 +86,18 @@ class Placement:
         if not self.writes:
             return inner.padded(self.pads, self.fill, at=self.at, size=size)
         core = inner.extent(size)
-        for write in _last(self, [n for n in core if n is not None]):
+        for write in _last(self, _stood_in(core)):
             if wrong := _differs(write, inner.bias):
                 return Refusal(Reason.EXACT, write.at, wrong)
         return inner.padded(self.pads, inner.bias, at=self.at, size=size)
+
+
+def _stood_in(core: Size) -> list[int]:
+    """Extents for those that are open: boxes lie in the room before such a core or behind it, whatever its size.
+
+    So they meet in the same places around a core of one element as around any other.
+    """
+    return [1 if n is None else n for n in core]
 
 
 def _last(placement: Placement, core: Sequence[int]) -> list[Write]:
@@ -141,6 +149,40 @@ def scattered(node: Node, term: Term, inner: Affine, space: Space) -> Term | Ref
         return canvas
     patch = _patch(name, indices.load(), updates, canvas.extents)
     return patch if isinstance(patch, Refusal) else canvas.written(term, [patch], node.consts["updates"].dtype)
+
+
+def assigned(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:
+    """Constants over a slice: one more box, whose bounds lie at a known distance from an end of each axis."""
+    name, values = name_of(node), tensor(node, "values")
+    if isinstance(values, Refusal):
+        return values
+    if term.placement is None:
+        return Refusal(Reason.EXACT, name, "writes over the image, not around it")
+    core, images = inner.extent(space.size), space.dims[0]
+    stood_in = _stood_in(core)
+    spatial = term.placement.extent(tuple(stood_in))
+    extents = _extents(term.layout, inner.outputs, images if isinstance(images, int) else 1, spatial)
+    bounds = [*zip(node.attrs["starts"], node.attrs["stops"], strict=True)]
+    if extents is None or not len(extents) == len(bounds) == values.ndim:
+        return Refusal(Reason.SHAPE, name, "writes to a value with other axes")
+    rooms: dict[Axis, tuple[int, int]] = {
+        (2 + axis,): ends for axis, ends in enumerate(term.placement.pads) if core[axis] is None
+    }
+    rooms |= {} if isinstance(images, int) else {(0,): (0, 0)}
+    for axis, ends in zip(term.layout, bounds, strict=True):
+        if axis in rooms and not all(_beside(bound, *rooms[axis]) for bound in ends if bound is not None):
+            return Refusal(Reason.EXACT, name, "writes over the image, or for some of its sizes")
+    ranges = [slice(*ends).indices(n)[:2] for ends, n in zip(bounds, extents, strict=True)]
+    fits = zip(values.shape, ranges, strict=True)
+    if any(begin >= end or n not in (1, end - begin) for n, (begin, end) in fits):
+        return Refusal(Reason.SHAPE, name, "what it writes does not fit, or is nothing")
+    canvas = _Canvas(name, term.placement, extents, tuple(stood_in))
+    return canvas.written(term, [_Patch(ranges, values)], node.consts["values"].dtype)
+
+
+def _beside(bound: int, before: int, behind: int) -> bool:
+    """Whether a place, counted from the end where it is negative, lies in the room on its side of the core."""
+    return 0 <= bound <= before or -behind <= bound < 0
 
 
 def chosen(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal:

@@ -156,7 +156,10 @@ def _images(region: Region, conv: ConvForm | TransposedForm) -> list[Probe] | Re
     least = [2 * r + s for r, s in zip(reach, strides, strict=True)]
     if channels * max(strides) * np.prod(least, dtype=np.float64) > MOST_PIXELS:
         return Refusal(Reason.LIMIT, region.name, f"to prove it takes inputs of {channels} channels and size {least}")
-    return [Probe(size, whole=False) for size in _sizes(region, strides, least)]
+    sizes = _sizes(region, strides, least)
+    if any(node.op == "assign" for node in region.nodes):  # what it writes may be as long as the image
+        sizes.append(tuple([n + s * (2 + axis) for axis, (n, s) in enumerate(zip(sizes[-1], strides, strict=True))]))
+    return [Probe(size, whole=False) for size in sizes]
 
 
 def _rows(region: Region, elements: int) -> int:
@@ -275,7 +278,7 @@ def _compare(
     return found
 
 
-WRITTEN = frozenset({"scatter_nd"})
+WRITTEN = frozenset({"scatter_nd", "assign"})
 """Operators that write constants, beside those that read one as they read activations."""
 
 

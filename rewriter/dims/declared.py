@@ -36,7 +36,7 @@ def at_sample_sizes(graph: Graph) -> Graph:
         if isinstance(declared, int):
             return declared
         try:
-            return evaluated(proved, samples.__getitem__, _told)
+            return evaluated(proved, samples.__getitem__, alike)
         except LookupError:
             return names.setdefault(proved, f"size {len(names)}")
 
@@ -51,7 +51,7 @@ def at_sample_sizes(graph: Graph) -> Graph:
     return replace(graph, inputs=inputs, outputs=outputs)
 
 
-def _told(of: Opaque, arguments: tuple[int, ...]) -> int:
+def alike(of: Opaque, arguments: tuple[int, ...]) -> int:
     """Operands that broadcast have one extent, or 1."""
     extents = set(arguments) - {1}
     if of.function != UNORDERED or len(extents) > 1:

@@ -18,7 +18,7 @@ import numpy as np
 from onnx import NodeProto
 
 from rewriter.dims import shapes, tensors
-from rewriter.dims.polynomials import Poly, nonnegative
+from rewriter.dims.polynomials import Monomial, Poly, nonnegative
 from rewriter.dims.sizes import Assertion, Assumption, Dims, Elements, Log, Size, fixed
 from rewriter.errors import InputError
 from rewriter.graph.proto import attributes
@@ -61,6 +61,7 @@ class Pass:
     dims: dict[str, Dims] = field(default_factory=dict[str, Dims])
     elements: dict[str, Elements] = field(default_factory=dict[str, Elements])
     extents: set[Poly] = field(default_factory=set[Poly])  # of values: not negative, whatever they look like
+    positive: set[Monomial] = field(default_factory=set[Monomial])  # open extents of inputs: at least one each
     node: Node | None = None  # whose turn it is
 
     def run(self) -> None:
@@ -128,7 +129,11 @@ class Pass:
         return self.log.symbol()
 
     def nonnegative(self, size: Size) -> bool:
-        return size.expr in self.extents or nonnegative(size.expr)
+        """Whether it is so for every input of which no axis is empty."""
+        if size.expr in self.extents or nonnegative(size.expr):
+            return True
+        least = sum(count for monomial, count in size.expr.terms if count > 0 and monomial in self.positive)
+        return least > 0 and nonnegative(size.expr + least)
 
     def equal(self, same: Sequence[Size]) -> Size:
         """One of sizes that the node at hand needs to be equal."""
@@ -147,6 +152,7 @@ class Pass:
             else:
                 name = f"{value.name}[{axis}]"
                 made.append(self.log.symbol(f"{extent}" if extent and self._once(extent) else name))
+                self.positive |= {monomial for monomial, _ in made[-1].expr.terms}
         self.dims[value.name] = tuple(made)
 
     def _take_shapes(self) -> None:

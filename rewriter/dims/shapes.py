@@ -26,7 +26,7 @@ KEEPS = """identity dropout cast relu leaky_relu sigmoid silu tanh gelu hardswis
     hardmax bn layer_norm instancenormalization groupnormalization rmsnormalization lrn exp log sqrt abs neg floor ceil
     round sign erf softplus softsign elu selu celu mish thresholdedrelu reciprocal not isnan isinf prelu cumsum sin cos
     tan asin acos atan sinh cosh trilu scatter_nd scatterelements scatter lpnormalization meanvariancenormalization
-    quantizelinear dequantizelinear bitwisenot""".split()  # noqa: SIM905
+    quantizelinear dequantizelinear bitwisenot assign""".split()  # noqa: SIM905
 
 BROADCASTS = """add sub mul div sum pow mod min max mean where equal less greater lessorequal greaterorequal and or xor
     bitshift bitwiseand bitwiseor bitwisexor""".split()  # noqa: SIM905

@@ -90,8 +90,12 @@ def _fill(raw: Raw) -> float | None:
     return float(constant.floats().reshape(()))
 
 
+OPEN = (1 << 31) - 1
+"""An end of a slice from here on is that of whatever it cuts: no axis is longer."""
+
+
 def slice_(raw: Raw) -> Canonical:
-    """`starts`, `ends`, `axes` and `steps`, as Python has them."""
+    """`starts`, `ends`, `axes` and `steps`, as Python has them; one of everything is the value itself."""
     if raw.opset < 10:
         starts, ends, axes = (whole_numbers(raw, name) for name in ("starts", "ends", "axes"))
         steps = None
@@ -110,6 +114,8 @@ def slice_(raw: Raw) -> Canonical:
         step < 0 and not _starts_inside(raw, start, axis) for start, axis, step in zip(starts, axes, steps, strict=True)
     ):
         return plain(raw, problem="it may go backwards from before the first element")
+    if all(cut == (0, 1) for cut in zip(starts, steps, strict=True)) and all(end >= OPEN for end in ends):
+        return Canonical("identity", first(raw))
     return Canonical("slice", first(raw), {}, {"starts": starts, "ends": ends, "axes": axes, "steps": steps})
 
 

@@ -31,6 +31,11 @@ def released(graph: Graph, reading: Collection[int]) -> Graph:
         if value.constant is None and not idle.isdisjoint(value.readers):
             readers = tuple([index for index in value.readers if index not in idle])
             fresh[value.name] = replace(value, readers=readers)
+    return with_values(graph, fresh)
+
+
+def with_values(graph: Graph, fresh: Mapping[str, Value]) -> Graph:
+    """The graph with others in place of the values of these names."""
     values = {**graph.values, **fresh}
     nodes = tuple([_with(node, fresh) for node in graph.nodes])
     inputs, outputs = (tuple([values[v.name] for v in ends]) for ends in (graph.inputs, graph.outputs))

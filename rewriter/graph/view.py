@@ -54,7 +54,8 @@ class Value:
     """An edge of the graph. `readers` are indices into `Graph.nodes`, once per reading input slot.
 
     `captured` says that the body of an If, Loop or Scan reads it; such a reader counts like any other. `unknown` says
-    why a value that is computed from constants alone is none.
+    why a value that is computed from constants alone is none. `measured_by` are nodes that are no readers, but follow
+    from its size: who takes the value away takes them with it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Value:
     shape: tuple[Dim, ...] | None = None
     dtype: str | None = None
     unknown: str | None = None
+    measured_by: tuple[int, ...] = ()
 
     @property
     def private(self) -> bool:

@@ -280,6 +280,11 @@ _TABLE = (
         consts=("indices", "updates"),
     ),
     Operator(
+        "assign",
+        "A value with constants written over a slice of it.",
+        consts=("values",),
+    ),
+    Operator(
         "where",
         "One of two values, element by element, by a constant condition.",
         onnx=("Where",),

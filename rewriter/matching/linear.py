@@ -21,8 +21,8 @@ MOST_NODES = 4096
 
 AFFINE = frozenset(
     {"conv", "conv_transpose", "linear", "avg_pool", "bn", "scale", "shift", "add", "sub", "sum", "neg"}
-    | {"identity", "dropout", "cast", "leaky_relu", "pad", "slice", "split", "concat", "gather", "scatter_nd", "where"}
-    | {"splittosequence", "sequenceat", "reshape", "flatten", "transpose", "squeeze", "unsqueeze", "expand"}
+    | {"identity", "dropout", "cast", "leaky_relu", "pad", "slice", "split", "concat", "gather", "scatter_nd", "assign"}
+    | {"where", "splittosequence", "sequenceat", "reshape", "flatten", "transpose", "squeeze", "unsqueeze", "expand"}
 )
 """Operators that are affine maps under the right attributes; the algebra decides whether they are."""
 

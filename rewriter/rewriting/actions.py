@@ -49,14 +49,29 @@ def act(
     graph: Graph, match: Match, fresh: Fresh, shapes: Shapes = NO_SHAPES, sized: Sized | None = None
 ) -> Done | Refusal:
     """Carry out the action of the match's pattern, on paper; `shapes` are sizes by value name, where known."""
+    region, sized = match.region, sized or Sized(graph)
     match match.query.pattern.action:
         case Fold(kinds):
-            return fold(match, kinds, fresh, shapes, sized or Sized(graph))
+            done = fold(match, kinds, fresh, shapes, sized)
         case Bypass():
-            return bypass(match.region, sized or Sized(graph))
+            done = bypass(region, sized)
         case other:
             name = type(other).__name__
-            return Refusal(Reason.LIMIT, match.region.name, f"this version cannot carry out the action {name} yet")
+            return Refusal(Reason.LIMIT, region.name, f"this version cannot carry out the action {name} yet")
+    return done if isinstance(done, Refusal) else _measured(graph, region, done.plan) or done
+
+
+def _measured(graph: Graph, region: Region, plan: Plan) -> Refusal | None:
+    """A write that stays while a value goes from whose size its place is computed."""
+    removed = {edit.node.index: edit.node for edit in plan.edits if isinstance(edit, RemoveNode)}
+    stay = {edit.old for edit in plan.edits if isinstance(edit, Rewire)} | {region.exit.name}
+    for value in (value for node in removed.values() for value in node.outputs):
+        others = set(value.measured_by) - removed.keys()
+        if others and value.name not in stay:
+            reader = graph.nodes[min(others)]
+            detail = f"{reader.name or reader.output.name} writes where the size of {value.name} says"
+            return Refusal(Reason.ESCAPE, region.name, detail)
+    return None
 
 
 # --- fold ------------------------------------------------------------------------------------------------------------

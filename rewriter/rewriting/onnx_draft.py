@@ -36,6 +36,7 @@ from rewriter.rewriting.edits import (
 )
 from rewriter.rewriting.scrub import Removed, Scrub
 from rewriter.rewriting.sized import fixed_sizes
+from rewriter.rewriting.written import with_writes
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
 
@@ -72,6 +73,7 @@ class OnnxDraft:
             self._view = view(self.model, **parts)
             if known := fixed_sizes(self._view):
                 self._view = view(self.model, **parts, sizes=known)
+            self._view = with_writes(self._view, lambda sizes: view(self.model, **parts, sizes=sizes))
         return self._view
 
     def fresh(self, hint: str) -> str:

@@ -6,9 +6,12 @@ the first region asks. Invariant: an extent is a number only where it is that fo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from rewriter.dims import Sizes, sizes
+from rewriter.dims.declared import alike
+from rewriter.dims.polynomials import Poly, atom, evaluated
 from rewriter.dims.sizes import Dims
 from rewriter.graph.raw import Extents
 from rewriter.graph.view import Graph, Node, Value
@@ -46,13 +49,41 @@ class Sized:
 
 def fixed_sizes(graph: Graph) -> dict[str, Extents]:
     """The extents, as far as they are numbers, of values whose size a node reads or its padding follows from."""
-    read = [
-        node.data[0].name for node in graph.nodes if _asks(node) and graph.values[node.data[0].name].constant is None
-    ]
+    read = _asked(graph)
     if not read:
         return {}
     dims = sizes(graph).dims
     return {name: tuple([size.expr.constant for size in dims[name]]) for name in read if name in dims}
+
+
+def sampled_sizes(graph: Graph, turn: int, values: Iterable[Value]) -> dict[str, Extents]:
+    """The extents of these `values` and of those whose size a node reads, where the inputs have one of two sizes.
+
+    Their open extents are small, differ, and are what nets halve without a rest; None where one does not follow.
+    """
+    dims = sizes(graph).dims
+    samples: dict[Poly, int] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(dims.get(value.name, ())):
+            samples.setdefault(size.expr, SAMPLES[(turn + axis) % 2] if axis else 1 + turn)
+
+    def extent(of: Poly) -> int | None:
+        try:
+            return evaluated(of, lambda symbol: samples[atom(symbol)], alike)
+        except LookupError:
+            return None
+
+    names = {*_asked(graph), *(value.name for value in values)} & dims.keys()
+    return {name: tuple([extent(size.expr) for size in dims[name]]) for name in names}
+
+
+SAMPLES = (32, 64)
+"""Of the extents of an input beyond the first."""
+
+
+def _asked(graph: Graph) -> list[str]:
+    named = [node.data[0].name for node in graph.nodes if _asks(node)]
+    return [name for name in named if graph.values[name].constant is None]
 
 
 def _asks(node: Node) -> bool:

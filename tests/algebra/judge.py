@@ -121,6 +121,15 @@ def evaluate(node: Node, data: list[Array]) -> Any:
             for at in np.ndindex(*indices.shape[:-1]):
                 y[tuple(indices[at])] = consts["updates"][at]
             return y
+        case "assign":
+            y, ends = x.copy(), zip(attrs["starts"], attrs["stops"], x.shape, strict=True)
+            every = [range(n)[start:stop] for start, stop, n in ends]
+            for at in product(*every):
+                shape = consts["values"].shape
+                y[at] = consts["values"][
+                    tuple([a - r[0] if n > 1 else 0 for a, r, n in zip(at, every, shape, strict=True)])
+                ]
+            return y
         case "where":
             return np.where(node.consts["condition"].load(), *data)
         case "reshape":

@@ -82,9 +82,10 @@ def test_what_cost_decides_is_reported_and_can_be_asked_for(name: str) -> None:
     assert_computes(name, free.model)
 
 
+RINGS = ("dbb", "ecb", "edbb", "plainusr")
 OPEN_FALLS_SHORT = {
     "acnet-cropped": "where it is cropped is computed from the size",
-    **dict.fromkeys(("dbb", "ecb", "edbb", "plainusr"), "where a ring is written is computed from the size"),
+    **dict.fromkeys(RINGS, "what the legacy exporter writes around an image has the size of the example"),
     "levit": "the shape of a view is computed from the size",
 }
 LEGACY = [name for name, family in FAMILIES.items() if "legacy-bn" in family.forms]
@@ -97,6 +98,27 @@ def test_with_open_sizes_as_much_folds_but_for_what_is_known_to_fall_short(name:
     assert_computes(name, result.model)
     reached = operators(result.model) == FAMILIES[name].expected
     assert reached == (name not in OPEN_FALLS_SHORT), OPEN_FALLS_SHORT.get(name)
+
+
+QUICK = (("plainusr", "dynamo-plain"), ("dbb", "dynamo"))
+OPEN_RINGS = [
+    pytest.param(name, form, id=f"{name}-{form}", marks=[] if (name, form) in QUICK else [pytest.mark.slow])
+    for name in RINGS
+    for form in ("dynamo", "dynamo-plain")
+]
+
+
+@pytest.mark.parametrize(("name", "form"), OPEN_RINGS)
+def test_a_ring_around_an_image_of_any_size_folds(name: str, form: Form) -> None:
+    result = api.apply(exported_open(name, form), ["deploy"])
+    assert operators(result.model) == FAMILIES[name].expected
+    assert result.report.verification.verdict is Verdict.OK
+    module, random = FAMILIES[name].build(), torch.Generator().manual_seed(4)
+    channels = FAMILIES[name].shape[1]
+    for shape in ((2, channels, 9, 5), (1, channels, 1, 1), (3, channels, 16, 31)):
+        x = torch.randn(shape, generator=random)
+        with torch.no_grad():
+            assert relative(run(result.model, {"x": x.numpy()})["y"], module(x).numpy()) <= LIMIT
 
 
 @pytest.mark.slow

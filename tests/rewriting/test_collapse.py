@@ -167,16 +167,18 @@ def test_together_with_other_patterns_nothing_is_lost() -> None:
     assert Counter(node.op_type for node in model.graph.node) == {"Conv": 2, "Relu": 1, "Add": 1}
 
 
-def test_a_ring_whose_size_is_open_is_named() -> None:
-    """As the exporters write it for images of any size: the last row by an index that is computed from a Shape."""
+def test_a_ring_that_is_known_only_at_run_time_is_named() -> None:
+    """The first row of an even image, the second of an odd one."""
     net = SmallNet()
     inner = net.conv("x", k=1, bias=True)
     pads = numpy_helper.from_array(np.int64([0, 0, 1, 1, 0, 0, 1, 1]), "pads")
-    net.tensors += [pads, numpy_helper.from_array(np.int64([[0]]), "first")]
+    net.tensors += [pads, numpy_helper.from_array(np.int64([[2]]), "two")]
     padded = net.add("Pad", [inner, "pads"])
     turned = net.add("Transpose", [padded], perm=[2, 1, 0, 3])
     row = net.add("Expand", [net.tensor(np.ones((1, CHANNELS, 1, 1))), net.add("Shape", [turned])])
-    written = net.add("ScatterND", [turned, "first", net.add("Slice", [row, "none", "one"])])
+    size = net.add("Slice", [net.add("Shape", [turned]), "none", "one"])
+    place = net.add("Mod", [net.add("Unsqueeze", [size, "none"]), "two"])
+    written = net.add("ScatterND", [turned, place, net.add("Slice", [row, "none", "one"])])
     net.tensors += [numpy_helper.from_array(np.int64([n]), name) for n, name in ((0, "none"), (1, "one"))]
     back = net.add("Transpose", [written], perm=[2, 1, 0, 3])
     net.add("Conv", [back, net.tensor(net.random.normal(size=(CHANNELS, CHANNELS, 3, 3)))], "y")
