@@ -177,6 +177,7 @@ def _origin(report: Report) -> Iterator[str]:
     yield ""
     for old, new in report.renamed:
         yield f"- renamed {code(old)} → {code(new)}"
+    yield from (f"- {markdown(note)}" for note in report.notes)
     if report.dead_before:
         yield f"- {figures.plural(len(report.dead_before), 'node')} that nothing read before any edit left in place"
     for pattern in report.patterns:

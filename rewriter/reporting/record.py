@@ -198,6 +198,7 @@ class Report:
     folds: tuple[FoldRecord, ...] = ()  # every new tensor of the result, over all rounds
     scrubbed: tuple[ScrubRecord, ...] = ()
     sizes: tuple[SizeRecord, ...] = ()  # read elsewhere, since they kept values from being folded
+    notes: tuple[str, ...] = ()  # how the model came, and what was not looked into
     schema: int = SCHEMA_VERSION
 
     @property

@@ -224,6 +224,10 @@ def _remarks(report: Report) -> Iterator[RenderableType]:
             yield indent(Text(f"{name(old)} → {name(new)}"))
     if report.sizes:
         yield Text(f"\n{summary.unhooked_line(report.sizes)}")
+    if report.notes:
+        yield heading("Notes")
+        for note in report.notes:
+            yield indent(Text(escape.plain(note)))
     if report.dead_before:
         shown = ", ".join(name(node) for node in report.dead_before[: summary.EXAMPLES])
         more = ", …" if len(report.dead_before) > summary.EXAMPLES else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +22,7 @@ from rewriter.language.library import LoadedPattern
 from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
-from rewriter.torch_graphs import running, tracing
+from rewriter.torch_graphs import bodies, running, tracing
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.module_draft import ModuleDraft
 from rewriter.torch_graphs.program_draft import ProgramDraft
@@ -57,6 +57,7 @@ class Rewritten:
     folds: tuple[FoldRecord, ...]
     dead_before: tuple[str, ...]
     verification: Verification | None
+    notes: tuple[str, ...]
 
 
 def is_program(model: object) -> bool:
@@ -121,10 +122,9 @@ def apply(
         verification = Verification(Verdict.OK, "nothing was changed")
         if draft.edited:
             verification = verify(_runnable(given.model, given), _runnable(made, given), _told(progress))
-        verification = replace(verification, notes=(*given.notes, *verification.notes))
-    return Rewritten(
-        made, outcome, before, after, _folds(outcome, left.values, stored), draft.dead_before, verification
-    )
+    notes = (*given.notes, *bodies.notes(draft.graph, draft.dialect.root))
+    folds = _folds(outcome, left.values, stored)
+    return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes)
 
 
 def _runnable(model: Any, given: Opened) -> running.Program | running.Module:

@@ -28,6 +28,11 @@ from rewriter.torch_graphs.calls import (
 
 class Dialect(Protocol):
     @property
+    def root(self) -> Any:
+        """The module that the graph is of, in which bodies and layers lie."""
+        ...
+
+    @property
     def shapes_hold(self) -> bool:
         """Whether extents of one name are proved equal."""
         ...
@@ -151,6 +156,7 @@ def aliased(node: FxNode) -> list[FxNode]:
 class Aten:
     """Graphs of ATen operators, as torch.export writes them; their schemas tell."""
 
+    root: Any
     shapes_hold: bool = True
 
     def call(self, node: FxNode, values: Callable[[Any], Value]) -> Call | None:

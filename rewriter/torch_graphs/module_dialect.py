@@ -32,7 +32,7 @@ HARMLESS = frozenset(
 )
 
 
-ATEN = Aten(shapes_hold=False)
+ATEN = Aten(None, shapes_hold=False)
 
 
 @dataclass(frozen=True, slots=True)

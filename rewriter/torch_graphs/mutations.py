@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewriter.torch_graphs.bodies import bodies, is_runner
 from rewriter.torch_graphs.calls import SIZES, FxNode, is_assert, op_of
-from rewriter.torch_graphs.dialect import Dialect
+from rewriter.torch_graphs.dialect import Aten, Dialect
 
 LAYOUTS = frozenset({"as_strided", "stride", "storage_offset", "is_contiguous", "data_ptr"})
 """Operators whose result depends on where elements lie in memory."""
@@ -29,7 +30,7 @@ def mutations(graph: Any, dialect: Dialect) -> Mutations:
     found, same = Mutations(), _Classes()
     dirty: list[FxNode] = []
     for node in graph.nodes:
-        written = dialect.written(node)
+        written = _written(node, dialect)
         if len(written) == 1 and _is_clean(node, written[0], same, dialect):
             found.clean.add(node)
             continue
@@ -42,6 +43,14 @@ def mutations(graph: Any, dialect: Dialect) -> Mutations:
         found.changed |= same.members(node)
     found.changed |= _laid_out(graph)
     return found
+
+
+def _written(node: FxNode, dialect: Dialect) -> list[FxNode]:
+    """The nodes whose values it changes: of what only runs bodies, none where these change nothing."""
+    inner = bodies(node, dialect.root) if is_runner(node) else []
+    if inner and not any(mutations(body.graph, Aten(body)).impure for body in inner):
+        return []
+    return dialect.written(node)
 
 
 def _laid_out(graph: Any) -> set[FxNode]:

@@ -32,7 +32,7 @@ class ProgramDraft(FxDraft):
         self._writes = writes.out_of_place(graph)
         self.program = program
         self.signature = Signature.of(program, graph)
-        super().__init__(graph, Aten(), self.signature.tensors)
+        super().__init__(graph, Aten(program.graph_module), self.signature.tensors)
 
     def finish(self) -> Any:
         if not self.edited:
