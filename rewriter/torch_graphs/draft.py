@@ -179,6 +179,7 @@ class FxDraft(ABC):
             else:  # what made `old` makes `new`, which nobody else makes any longer
                 _replace(other, one)
                 self._take_name(one, other)
+                table[new] = one
 
     def _remove_dead(self, removed: set[FxNode]) -> None:
         for node in reversed(list(self.graph.nodes)):

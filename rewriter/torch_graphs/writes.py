@@ -43,13 +43,17 @@ def out_of_place(graph: Any) -> list[Write]:
 
 
 def in_place(graph: Any, writes: Sequence[Write]) -> None:
-    """Write in place again, the last write first, wherever what is written to is still new and read by that alone."""
+    """Write in place again, the last write first, wherever what is written to is still new and read by that alone.
+
+    A write that has become an output gives its name to it, so it stays.
+    """
     present, names = set(graph.nodes), {node.name for node in graph.nodes}
     for write in reversed([write for write in writes if write.node in present]):
         node = write.node
         base, source, *_ = node.args
         ours = any(base is other.node for other in writes)
-        if any(user is not node and _reads(user) for user in base.users) or not (ours or _is_new(base)):
+        alone = all(user is node or not _reads(user) for user in base.users)
+        if not alone or not (ours or _is_new(base)) or any(user.op == "output" for user in node.users):
             continue
         with graph.inserting_before(node):
             view = graph.create_node("call_function", write.target, (base, *write.where))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import rewriter
 from tests.torch_graphs.nets import exported, image, in_double, operators, same, settled
@@ -15,13 +17,13 @@ from tests.torch_graphs.nets import exported, image, in_double, operators, same,
 class Around(nn.Module):
     """A conv and a norm, with something around them."""
 
-    def __init__(self, function: Callable[[Around, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Around, Tensor], Any]) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.other = nn.Conv2d(4, 4, 1)
         self.function = function
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
 
 
@@ -65,6 +67,20 @@ def test_the_result_is_the_same_and_folds_only_where_it_may(function: Callable[[
     assert ("batch_norm" not in operators(after)) == CASES[function]
     assert same(in_double(after, x), in_double(before, x), 1e-13)
     assert same([after.module()(x)], [net(x)], 1e-13)
+
+
+def a_copy_that_is_an_output_and_a_copy_of_it(net: Around, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first gives its name to what it copies, and what read the second reads that."""
+    y = functional.pad(net.conv(x), (0, 0, 0, 0))
+    return y, torch.relu(functional.pad(y, (0, 0, 0, 0)))
+
+
+@torch.no_grad()
+def test_copies_of_copies_go_together() -> None:
+    net, x = settled(Around(a_copy_that_is_an_output_and_a_copy_of_it)), image(1, 4, 7, 6)
+    result = rewriter.apply(exported(net, x), ["bypass"])
+    assert operators(result.model) == {"conv2d": 1, "relu": 1}
+    assert same(result.model.module()(x), net(x), 1e-6)
 
 
 class Counting(nn.Module):

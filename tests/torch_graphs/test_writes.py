@@ -275,6 +275,23 @@ def test_what_is_no_such_ring_stays_as_it_was_written(function: Callable[[Ringed
     assert result.report.verification.verdict is Verdict.OK
 
 
+@torch.no_grad()
+def test_a_ring_that_becomes_an_output_gives_its_name_to_it() -> None:
+    def copied(net: Ringed, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = net.padded(x)
+        z = all_sides(net, y)
+        return y * 1.0, z
+
+    net, x = settled(Ringed(copied)), image(2, 3, 6, 7)
+    before = exported(net, x)
+    result = rewriter.apply(before, ["deploy"])
+    assert "mul" not in operators(result.model) and operators(result.model)["copy_"] == 3
+    names = [spec.arg.name for spec in result.model.graph_signature.output_specs]
+    assert names == [spec.arg.name for spec in before.graph_signature.output_specs]
+    assert same(in_double(result.model, x), in_double(before, x), 1e-6)
+    assert result.report.verification.verdict is Verdict.OK
+
+
 def _written(program: torch.export.ExportedProgram) -> list[str]:
     """What writes, and into what, in order."""
     writes = [n for n in program.graph.nodes if str(n.target).endswith("_.default")]
