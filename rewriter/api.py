@@ -183,8 +183,7 @@ def _of_program(
     totals = made.before, made.after
     report = account.report(label, patterns, totals, made.outcome, made.verification or NOT_ASKED)
     report = replace(report, folds=made.folds, dead_before=made.dead_before, notes=made.notes)
-    shown = made.model.module() if torch_graphs.is_module(given) and torch_graphs.is_program(made.model) else made.model
-    return replace(report, versions=versions("torch"), seconds=time.monotonic() - started), shown
+    return replace(report, versions=versions("torch"), seconds=time.monotonic() - started), made.of_the_kind_of(given)
 
 
 def find(

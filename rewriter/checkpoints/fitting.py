@@ -1,13 +1,14 @@
 """Tensors of a checkpoint laid into a model: names brought together, and every difference told.
 
-Invariant: a model comes out only when every one of its parameters and buffers came from the checkpoint (but counters
-of batches, which inference does not read); what the checkpoint has beyond that is listed and left behind.
+Invariant: a model comes out only when every one of its parameters and buffers came from the checkpoint, under one name
+at least (but counters of batches, which inference does not read); what the checkpoint has beyond that is listed and
+left behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from rewriter.checkpoints.lazytorch import quiet
@@ -69,7 +70,7 @@ def _unwrapped(name: str) -> str:
 def lay(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> tuple[str, ...]:
     """Copy the tensors into `model`; the notes say what was stripped and left. InputError lists what does not fit."""
     own = model.state_dict()
-    found = fit(own.keys(), [*state])
+    found = _with_ties(fit(own.keys(), [*state]), own)
     shapes = [
         f"{name}: {_dims(state[stored])} in the file, {_dims(own[name])} in the model"
         for name, stored in found.names.items()
@@ -89,6 +90,18 @@ def lay(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> tuple
     if found.unexpected:
         notes.append(f"left behind{_listed('in the file and not in the model', found.unexpected)}")
     return tuple(notes)
+
+
+def _with_ties(found: Fit, own: Mapping[str, torch.Tensor]) -> Fit:
+    """A tensor that the model has under two names may be stored under one, as safetensors has it."""
+    there = {_place(own[name]) for name in found.names}
+    return replace(found, missing=tuple([name for name in found.missing if _place(own[name]) not in there]))
+
+
+def _place(tensor: torch.Tensor) -> object:
+    if not tensor.numel() or tensor.device.type == "meta":
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _dims(tensor: torch.Tensor) -> str:

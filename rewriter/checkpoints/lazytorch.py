@@ -5,10 +5,12 @@ Invariant: whatever torch raises on a file of others leaves as one message of ou
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from typing import Final
 
@@ -17,6 +19,8 @@ from rewriter.errors import FxRewriteError, InputError, LimitError, UsageError
 MISSING: Final = 'this needs PyTorch: pip install "fxrewrite[torch]"'
 _LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx", "torch._subclasses")
 _MOST_TEXT: Final = 600
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_WRAPPED: Final = "Next steps:"
 
 
 def require_torch(also: str = "torch") -> None:
@@ -43,7 +47,7 @@ def silenced() -> Generator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # torch prints graphs that it cannot trace
             warnings.simplefilter("ignore")
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
@@ -54,8 +58,11 @@ def silenced() -> Generator[None]:
 
 
 def _ours(what: str, problem: Exception) -> FxRewriteError:
-    text = " ".join(str(problem).split())
+    cause: BaseException = problem
+    while _WRAPPED in str(cause) and cause.__cause__ is not None:  # advice to file an issue with torch, and no reason
+        cause = cause.__cause__
+    text = " ".join(_COLOURS.sub("", str(cause)).split())
     said = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}…"
     if "can't allocate memory" in text or "out of memory" in text:
         return LimitError(f"{what}: not enough memory ({said})")
-    return InputError(f"{what}: {type(problem).__name__}: {said}" if said else f"{what}: {type(problem).__name__}")
+    return InputError(f"{what}: {type(cause).__name__}: {said}" if said else f"{what}: {type(cause).__name__}")

@@ -44,6 +44,7 @@ class Opened:
     notes: tuple[str, ...] = ()
     dynamic_shapes: Any = None  # which a traced module keeps open when it is exported after all
     path: Path | None = None  # of the archive
+    problem: InputError | None = None  # why a module was not exported
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class Rewritten:
     dead_before: tuple[str, ...]
     verification: Verification | None
     notes: tuple[str, ...]
+
+    def of_the_kind_of(self, given: object) -> Any:
+        """The model as the user gets it: a module for a module."""
+        return tracing.shown(self.model) if is_module(given) and is_program(self.model) else self.model
 
 
 def is_program(model: object) -> bool:
@@ -98,7 +103,8 @@ def _of_module(module: Any, example_inputs: Any, dynamic_shapes: Any) -> Opened:
         traced = None if dynamic_shapes is not None else tracing.traced(module)
         if traced is None:
             raise
-        return Opened(traced, tracing.bound(traced, example_inputs), (f"traced by torch.fx: {problem}",))
+        notes = (f"traced by torch.fx: {problem}",)
+        return Opened(traced, tracing.bound(traced, example_inputs), notes, problem=problem)
 
 
 def apply(
@@ -110,7 +116,7 @@ def apply(
     max_rounds: int,
     progress: Progress | None,
 ) -> Rewritten:
-    draft = ProgramDraft(given.model) if given.inputs is None else ModuleDraft(given.model, given.inputs)
+    draft = _draft(given)
     graph = draft.view()
     shapes = {value.name: value.shape for value in graph.values.values() if value.shape is not None}
     before, stored = _totals(draft, graph), {name for name, v in graph.values.items() if v.constant is not None}
@@ -125,6 +131,15 @@ def apply(
     notes = (*given.notes, *bodies.notes(draft.graph, draft.dialect.root))
     folds = _folds(outcome, left.values, stored)
     return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes)
+
+
+def _draft(given: Opened) -> FxDraft:
+    if given.inputs is None:
+        return ProgramDraft(given.model)
+    try:
+        return ModuleDraft(given.model, given.inputs)
+    except InputError as problem:
+        raise (given.problem or problem) from problem  # what is wrong with a model, export says with its line
 
 
 def _runnable(model: Any, given: Opened) -> running.Program | running.Module:

@@ -136,7 +136,8 @@ class Signature:
         return program
 
     def _orphans(self) -> list[FxNode]:
-        """The placeholders that our edits left without a reader, and the counters of norms that went."""
+        """The placeholders that our edits left without a reader, the counters of norms that went, and other names of
+        these: a module that is registered twice has all its tensors twice, of which one is read."""
         gone = [
             n for n, s in self.specs.items() if not n.users and n not in self.unread and s.kind.name != "USER_INPUT"
         ]
@@ -145,7 +146,9 @@ class Signature:
             path, _, last = str(self.specs[node].target).rpartition(".")
             if last == COUNTER and path in norms:
                 gone.append(node)
-        return gone
+        read = {self.names[n] for n in self.specs if n.users and n in self.names}
+        tied = {self.names[n] for n in gone if n in self.names} - read
+        return gone + [n for n in self.unread if n not in gone and self.names.get(n) in tied]
 
     def _calls(self) -> list[Any]:
         """The structure of what modules are given and give; that of inner ones is dropped, whose values may be gone."""

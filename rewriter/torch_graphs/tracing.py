@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any, cast
 
 from rewriter.checkpoints.lazytorch import silenced
@@ -32,6 +33,18 @@ def export(module: Any, inputs: Any, dynamic_shapes: Any = None) -> Any:
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as problem:
             raise InputError(_words(module, problem)) from problem
+
+
+def shown(program: Any) -> Any:
+    """A program as the module that a user gets. What it computes is evaluation already, so `eval()` has nothing to do;
+    torch refuses it, as it refuses `train()`, for programs of which it does not know that."""
+    module = program.module()
+    module.eval = MethodType(_evaluated, module)
+    return module
+
+
+def _evaluated(module: Any) -> Any:
+    return module
 
 
 def is_traced(module: Any) -> bool:
@@ -111,8 +124,20 @@ def _words(module: Any, problem: Exception) -> str:
     where = _line(problem)
     return (
         f"torch.export cannot trace {name}{f' at {where}' if where else ''}: {type(problem).__name__}: {said}\n"
-        "Change that line so that it does not depend on the values of tensors, or export the part that can be traced"
+        f"{_remedy(module, text)}"
     )
+
+
+def _remedy(module: Any, text: str) -> str:
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript is no longer traced; give the module that it was made from"
+    if "data-dependent" in text:
+        remedy = "Change that line so that it does not depend on the values of tensors"
+    else:
+        remedy = "Does the model run on these inputs by itself? Then change that line"
+    return f"{remedy}, or export the part that can be traced"
 
 
 def _line(problem: BaseException) -> str | None:

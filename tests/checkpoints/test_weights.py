@@ -154,6 +154,23 @@ def test_two_names_that_would_become_one_are_left() -> None:
     assert fit(["a"], ["module.a", "a"]).stripped == ()
 
 
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.two.weight = self.one.weight
+
+
+def test_what_a_model_holds_under_two_names_may_be_stored_under_one() -> None:
+    wanted = Shared().state_dict()
+    for left in ("one.weight", "two.weight"):
+        model = Shared()
+        lay(model, {name: tensor for name, tensor in wanted.items() if name != left}, "file")
+        assert torch.equal(model.one.weight, wanted["one.weight"]) and model.two.weight is model.one.weight
+    with pytest.raises(InputError, match="missing"):
+        lay(Shared(), {name: tensor for name, tensor in wanted.items() if not name.endswith("weight")}, "file")
+
+
 def test_a_model_with_other_weights_is_not_traced() -> None:
     state = net().state_dict()
     with pytest.raises(InputError, match=r"(?s)6 of 7 tensors fit.*missing in the file \(1\):\s+'0.weight'"):

@@ -66,6 +66,28 @@ def test_what_cannot_be_traced_is_told_with_its_line() -> None:
         rewriter.apply(Deciding(), EXACT, example_inputs=image(2, 3))
 
 
+def test_what_is_wrong_with_a_model_or_its_inputs_is_said_with_its_line() -> None:
+    """Symbolic tracing, which is tried next, knows neither sizes nor lines."""
+    said = r"(?s)Named at .*:\d+: `return .*channels.*\nDoes the model run on these inputs by itself"
+    with pytest.raises(InputError, match=said):
+        rewriter.apply(settled(Named()), EXACT, example_inputs=(image(1, 3, 8, 8), torch.ones(1)))
+    with pytest.raises(InputError, match="give the module that it was made from"):
+        rewriter.apply(torch.jit.script(Deciding()), EXACT, example_inputs=image(2, 3))
+
+
+def test_torch_prints_nothing_beside_our_message(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError):
+        rewriter.apply(Deciding(), EXACT, example_inputs=image(2, 3))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_result_is_in_evaluation_form_and_may_be_told_so() -> None:
+    result = rewriter.apply(settled(Net()), EXACT, example_inputs=image(2, 8, 12, 10))
+    assert result.model.eval() is result.model
+    with pytest.raises(NotImplementedError):
+        result.model.train()
+
+
 def test_a_module_without_inputs_is_asked_for_them() -> None:
     with pytest.raises(UsageError, match="example_inputs"):
         rewriter.apply(settled(RepVGG()), EXACT)

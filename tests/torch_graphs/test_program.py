@@ -145,6 +145,25 @@ def test_a_tied_kernel_stays_for_the_other_layer() -> None:
     assert same([result.model.module()(x)], [before.module()(x)], 2e-6)
 
 
+class Twice(nn.Module):
+    """One block under two names, each of whose tensors torch.export lists twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = self.two = RepVGG()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) + self.two(x * 2)
+
+
+def test_a_block_of_two_names_leaves_no_tensor_behind() -> None:
+    before = exported(settled(Twice()), image(2, 8, 12, 10))
+    after = rewriter.apply(before, EXACT).model
+    assert all("_folded" in name for name in after.state_dict) and len(after.state_dict) == 4
+    x = image(2, 8, 12, 10, seed=5)
+    assert same([after.module()(x)], [before.module()(x)], 2e-6)
+
+
 def test_a_removed_output_leaves_the_structure_that_users_get() -> None:
     before = exported(settled(Two()), image(1, 3, 8, 8))
     main = before.graph_signature.user_outputs[0]
