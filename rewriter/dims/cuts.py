@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rewriter.dims.polynomials import Poly, floored, nonnegative, number, opaque
+from rewriter.dims.polynomials import POSITIVE_PART, Poly, floored, number, opaque
 from rewriter.dims.sizes import Dims, Size, total
 from rewriter.dims.tensors import slice_lists
 from rewriter.graph.view import Node, Value
@@ -38,35 +38,35 @@ def slice_(of: Pass, node: Node) -> Sequence[Dims | None]:
         if starts is None or ends is None or steps is None:
             found[axis] = unknown[axis]
         else:
-            found[axis] = _cut(shape[axis], starts[i], ends[i], steps[i])
+            found[axis] = _cut(of, shape[axis], starts[i], ends[i], steps[i])
     return (tuple(found),)
 
 
-def _cut(size: Size, start: Size, end: Size, step: Size) -> Size:
+def _cut(of: Pass, size: Size, start: Size, end: Size, step: Size) -> Size:
     known = size.expr.constant, start.expr.constant, end.expr.constant, step.expr.constant
     extent, first, last, stride = known
     if extent is not None and first is not None and last is not None and stride and (stride > 0 or first >= -extent):
         return size.joined(number(len(range(*slice(first, last, stride).indices(extent)))), start, end, step)
     if stride == 1:
-        low, high = _bound(size.expr, start.expr), _bound(size.expr, end.expr)
+        low, high = _bound(of, size.expr, start.expr), _bound(of, size.expr, end.expr)
         if low is not None and high is not None:
-            if nonnegative(high - low):
+            if of.nonnegative(high - low):
                 return size.joined(high - low, start, end)
-            return size.joined(opaque(("positive part",), high - low), start, end)
+            return size.joined(opaque(POSITIVE_PART, high - low), start, end)
     arguments = (size.expr, start.expr, end.expr, step.expr)
     return size.joined(opaque(("slice",), *arguments), start, end, step)
 
 
-def _bound(extent: Poly, place: Poly) -> Poly | None:
+def _bound(of: Pass, extent: Poly, place: Poly) -> Poly | None:
     """Where a start or an end lies, between 0 and the extent; None where that cannot be told."""
     fixed = place.constant
     if fixed is not None and fixed >= FAR:
         return extent
     if fixed is not None and fixed <= -FAR:
         return number(0)
-    if nonnegative(place):
-        return place if nonnegative(extent - place) else extent if nonnegative(place - extent) else None
-    if fixed is not None and nonnegative(extent + fixed):
+    if of.nonnegative(place):
+        return place if of.nonnegative(extent - place) else extent if of.nonnegative(place - extent) else None
+    if fixed is not None and of.nonnegative(extent + fixed):
         return extent + fixed
     return None
 
@@ -88,7 +88,7 @@ def reshape(of: Pass, node: Node) -> Sequence[Dims | None]:
         elif constant == -1:
             found.append(None)
         else:
-            found.append(wanted if of.nonnegative(wanted) else of.unknown())
+            found.append(wanted if of.nonnegative(wanted.expr) else of.unknown())
     return (_completed(of, shape, found),)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rewriter.dims.engine import sizes
-from rewriter.dims.polynomials import UNORDERED, Opaque, Poly, Symbol, evaluated, symbols
+from rewriter.dims.polynomials import POSITIVE_PART, UNORDERED, Opaque, Poly, Symbol, evaluated, symbols
 from rewriter.graph.view import Dim, Graph, Value
 
 HALVED = 128
@@ -36,7 +36,7 @@ def at_sample_sizes(graph: Graph) -> Graph:
         if isinstance(declared, int):
             return declared
         try:
-            return evaluated(proved, samples.__getitem__, alike)
+            return evaluated(proved, samples.__getitem__, opaque_number)
         except LookupError:
             return names.setdefault(proved, f"size {len(names)}")
 
@@ -51,8 +51,10 @@ def at_sample_sizes(graph: Graph) -> Graph:
     return replace(graph, inputs=inputs, outputs=outputs)
 
 
-def alike(of: Opaque, arguments: tuple[int, ...]) -> int:
-    """Operands that broadcast have one extent, or 1."""
+def opaque_number(of: Opaque, arguments: tuple[int, ...]) -> int:
+    """Operands that broadcast have one extent, or 1; what is cut off leaves nothing at the least."""
+    if of.function == POSITIVE_PART:
+        return max(0, *arguments)
     extents = set(arguments) - {1}
     if of.function != UNORDERED or len(extents) > 1:
         raise LookupError(of.function)

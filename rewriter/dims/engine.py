@@ -25,6 +25,9 @@ from rewriter.graph.proto import attributes
 from rewriter.graph.raw import Foreign
 from rewriter.graph.view import Constant, Graph, Node, Value
 
+ROOM = 16
+"""How far below a number an extent is looked for that is no more than it."""
+
 SMALL = 256
 """Elements up to which a tensor of whole numbers is followed."""
 
@@ -128,12 +131,14 @@ class Pass:
     def unknown(self) -> Size:
         return self.log.symbol()
 
-    def nonnegative(self, size: Size) -> bool:
-        """Whether it is so for every input of which no axis is empty."""
-        if size.expr in self.extents or nonnegative(size.expr):
+    def nonnegative(self, expr: Poly) -> bool:
+        """Whether it is so for every input of which no axis is empty: by its form, or as it is not below an extent."""
+        if nonnegative(expr):
             return True
-        least = sum(count for monomial, count in size.expr.terms if count > 0 and monomial in self.positive)
-        return least > 0 and nonnegative(size.expr + least)
+        least = sum(count for monomial, count in expr.terms if count > 0 and monomial in self.positive)
+        if least > 0 and nonnegative(expr + least):
+            return True
+        return any(expr - above in self.extents for above in range(ROOM))
 
     def equal(self, same: Sequence[Size]) -> Size:
         """One of sizes that the node at hand needs to be equal."""

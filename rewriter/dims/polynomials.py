@@ -60,6 +60,9 @@ MOST = 4096
 UNORDERED = ("broadcast",)
 """The function whose arguments may stand in any order: theirs is by hash, which is not the same in every run."""
 
+POSITIVE_PART = ("positive part",)
+"""The function of a number that is 0 instead of negative."""
+
 SHOWN = 4
 """How deep an expression is written out."""
 

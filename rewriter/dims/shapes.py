@@ -241,7 +241,7 @@ def expand(of: Pass, node: Node) -> Sequence[Dims | None]:
     shape, wanted = of.dims_of(node.data[0]), of.elements_of(of.operands(node)[1])
     if shape is None or wanted is None:
         return ()
-    target = tuple([size if of.nonnegative(size) else of.unknown() for size in wanted.items])
+    target = tuple([size if of.nonnegative(size.expr) else of.unknown() for size in wanted.items])
     return (joined(of, [shape, target]),)
 
 
@@ -257,7 +257,7 @@ def span(of: Pass, node: Node) -> Sequence[Dims | None]:
         return ((of.unknown(),),)
     start, limit, step = (end.items[0] for end in ends if end is not None)
     count = limit.joined(limit.expr - start.expr, start, step)
-    if step.expr.constant == 1 and of.nonnegative(count):
+    if step.expr.constant == 1 and of.nonnegative(count.expr):
         return ((count,),)
     return ((count.joined(opaque(("range",), start.expr, limit.expr, step.expr)),),)
 

@@ -178,7 +178,7 @@ def _divided(of: Pass, a: Size, b: Size) -> Size | None:
     if dividend is not None:
         whole = abs(dividend) // abs(divisor)
         return a.joined(number(whole if (dividend < 0) == (divisor < 0) else -whole), b)
-    if divisor < 0 or not of.nonnegative(a):
+    if divisor < 0 or not of.nonnegative(a.expr):
         return None
     return a.joined(floored(a.expr, divisor), b)
 
@@ -209,7 +209,7 @@ def _equal(of: Pass, a: Size, b: Size) -> Size | None:
         return a.joined(number(int(difference.constant == 0)), b)
     for one, other in ((a, b), (b, a)):
         constant = one.expr.constant
-        if constant is not None and constant < 0 and of.nonnegative(other):
+        if constant is not None and constant < 0 and of.nonnegative(other.expr):
             return a.joined(number(0), b)
     return None
 

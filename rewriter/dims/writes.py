@@ -14,16 +14,30 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rewriter.dims.engine import Pass
-from rewriter.dims.polynomials import Poly, nonnegative, number
+from rewriter.dims.polynomials import Poly, number
 from rewriter.dims.spreads import MOST_ELEMENTS, ONE, Extents, Spread, listing, single, spread_of
 from rewriter.dims.tensors import WHOLE, slice_lists
-from rewriter.graph.view import Constant, Graph, Node, Value
+from rewriter.graph.view import Constant, Node, Value
 
 FAR = (1 << 31) - 1
 """An end of a slice from here on is that of whatever it cuts."""
 
-ROOM = 16
-"""How far below an extent a number is looked for that is no less than it."""
+
+def is_open(node: Node) -> bool:
+    """A ScatterND whose places or values are no constants."""
+    plain = node.problem is None and node.attrs.get("reduction") == "none"
+    return node.op == "scatter_nd" and len(node.data) > 1 and plain
+
+
+def write(node: Node, spreads: Spreads) -> Node | None:
+    """The node as `assign`, or as `identity` where a value takes the place of all that was there."""
+    found = spreads.written(node)
+    if isinstance(found, Value):
+        return replace(node, op="identity", data=(found,), attrs={})
+    if found is None:
+        return None
+    attrs = {"starts": found.starts, "stops": found.stops}
+    return replace(node, op="assign", data=node.data[:1], consts={"values": found.values}, attrs=attrs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,18 +49,6 @@ class Write:
     starts: tuple[int, ...]
     stops: tuple[int | None, ...]
     values: Constant
-
-
-def writes(graph: Graph) -> Mapping[int, Write | Value]:
-    """The writes among the nodes, by index; a value where it takes the place of all that was there."""
-    open_ = [node for node in graph.nodes if node.op == "scatter_nd" and len(node.data) > 1 and node.problem is None]
-    if not open_:
-        return {}
-    sizes = Pass(graph)
-    sizes.run()
-    spreads = Spreads(sizes)
-    found = {node.index: spreads.written(node) for node in open_ if node.attrs["reduction"] == "none"}
-    return {index: written for index, written in found.items() if written is not None}
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
@@ -67,13 +69,13 @@ def _covers(run: Run, axis: int, extent: Poly) -> bool:
 
 def _ends(run: Run, extent: Poly) -> tuple[int, int | None] | None:
     """The bounds of a slice that holds these places of an axis, whatever its extent."""
-    start, stop = _anchored(run.start, extent), _anchored(run.stop, extent)
+    start, stop = anchored(run.start, extent), anchored(run.stop, extent)
     if start is None or (stop is None and run.stop != extent):
         return None
     return start, None if run.stop == extent else stop
 
 
-def _anchored(place: Poly, extent: Poly) -> int | None:
+def anchored(place: Poly, extent: Poly) -> int | None:
     """A place by its distance from the start, or from the end (then it is negative), where one is known for every size.
 
     Of an extent that is known, by that from the nearer end.
@@ -85,12 +87,15 @@ def _anchored(place: Poly, extent: Poly) -> int | None:
 
 
 def _values(updates: Spread, runs: Sequence[Run], rank: int, source: Constant) -> Constant:
-    """What is written, its axes as those of the value."""
+    """What is written, its axes as those of the value; once along those on which it is the same everywhere."""
     rest = updates.tile.shape[rank:]
     order = [run.along for run in runs if run.along is not None]
     others = [axis for axis in range(updates.tile.ndim) if axis not in order]
     extents = [1 if run.along is None else updates.tile.shape[run.along] for run in runs]
     tile = updates.tile.transpose([*order, *others]).reshape([*extents, *rest])
+    for axis in range(tile.ndim):
+        first = tile.take([0], axis)
+        tile = first if (tile == first).all() else tile
     return replace(source, shape=tile.shape, load=lambda: tile)
 
 
@@ -182,7 +187,7 @@ class Spreads:
             extent, fixed = extents[component], start.constant
             first = start + extent if fixed is not None and fixed < 0 else start
             stop = first + (indices.dims[moving[0]] if moving else ONE)
-            if not self.nonnegative(first) or not self.nonnegative(extent - stop):
+            if not self.sizes.nonnegative(first) or not self.sizes.nonnegative(extent - stop):
                 return None
             found.append(Run(first, stop, moving[0] if moving else None))
         used = sorted(run.along for run in found if run.along is not None)
@@ -195,11 +200,7 @@ class Spreads:
             return extent
         if fixed is not None and fixed < 0:
             place = place + extent
-        return place if self.nonnegative(place) and self.nonnegative(extent - place) else None
-
-    def nonnegative(self, poly: Poly) -> bool:
-        """Whether it is nowhere negative: by its form, or since it is no less than an extent of some value."""
-        return nonnegative(poly) or any(poly - less in self.sizes.extents for less in range(ROOM))
+        return place if self.sizes.nonnegative(place) and self.sizes.nonnegative(extent - place) else None
 
     def dims_of(self, value: Value | None) -> Extents | None:
         found = self.sizes.dims_of(value)
@@ -241,7 +242,7 @@ def _range(of: Spreads, node: Node) -> Spread | None:
     if len(ends) != 3:
         return None
     start, limit, step = (None if end is None or len(end.items) != 1 else end.items[0].expr for end in ends)
-    if start is None or limit is None or step != ONE or not nonnegative(limit - start):
+    if start is None or limit is None or step != ONE or not of.sizes.nonnegative(limit - start):
         return None
     return Spread((limit - start,), single(start).reshape(1), np.ones((1, 1), dtype=np.int64))
 
@@ -257,7 +258,7 @@ def _slice(of: Spreads, node: Node) -> Spread | None:
             return None
         at %= len(found.dims)
         begin, stop = (of.bound(found.dims[at], place.expr) for place in (start, end))
-        if begin is None or stop is None or not of.nonnegative(stop - begin):
+        if begin is None or stop is None or not of.sizes.nonnegative(stop - begin):
             return None
         found = found.cut(at, begin, stop)
     return found

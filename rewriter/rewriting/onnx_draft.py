@@ -34,9 +34,9 @@ from rewriter.rewriting.edits import (
     Undeclare,
     ends,
 )
+from rewriter.rewriting.plain import in_plain_terms
 from rewriter.rewriting.scrub import Removed, Scrub
 from rewriter.rewriting.sized import fixed_sizes
-from rewriter.rewriting.written import with_writes
 
 NodeMaker: TypeAlias = Callable[[AddNode], NodeProto]
 
@@ -73,7 +73,7 @@ class OnnxDraft:
             self._view = view(self.model, **parts)
             if known := fixed_sizes(self._view):
                 self._view = view(self.model, **parts, sizes=known)
-            self._view = with_writes(self._view, lambda sizes: view(self.model, **parts, sizes=sizes))
+            self._view = in_plain_terms(self._view, lambda sizes: view(self.model, **parts, sizes=sizes))
         return self._view
 
     def fresh(self, hint: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from rewriter.dims import Sizes, sizes
-from rewriter.dims.declared import alike
+from rewriter.dims.declared import opaque_number
 from rewriter.dims.polynomials import Poly, atom, evaluated
 from rewriter.dims.sizes import Dims
 from rewriter.graph.raw import Extents
@@ -69,7 +69,7 @@ def sampled_sizes(graph: Graph, turn: int, values: Iterable[Value]) -> dict[str,
 
     def extent(of: Poly) -> int | None:
         try:
-            return evaluated(of, lambda symbol: samples[atom(symbol)], alike)
+            return evaluated(of, lambda symbol: samples[atom(symbol)], opaque_number)
         except LookupError:
             return None
 

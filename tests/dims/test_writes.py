@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from rewriter.dims.writes import writes
+from rewriter.dims.settling import plain_nodes
 from rewriter.graph.onnx import view
-from rewriter.graph.view import Value
 
 Shape = Sequence[str | int]
 IMAGE: Shape = ("n", 4, "h", "w")
@@ -36,10 +35,14 @@ def found(*nodes: NodeProto, image: Shape = IMAGE, **tensors: Any) -> Found | st
         [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    written = writes(view(model)).get(len(nodes) - 1)
-    if isinstance(written, Value):
-        return written.name
-    return None if written is None else (written.starts, written.stops, written.values.shape)
+    written = plain_nodes(view(model)).get(len(nodes) - 1)
+    if written is None:
+        return None
+    (data,) = written.data
+    if written.op == "identity":
+        return data.name
+    assert (written.op, data.name) == ("assign", nodes[-1].input[0])
+    return written.attrs["starts"], written.attrs["stops"], written.consts["values"].shape
 
 
 SIZES = [
@@ -186,6 +189,18 @@ def test_the_last_row_of_a_value_that_may_have_none() -> None:
     sizes = [node for node in SIZES if "rows" not in node.output]
     last = op("ScatterND", "front at updates", "z")
     assert found(*sizes, *less, *cut("last", "end"), *updates, front, last) is None
+
+
+def test_constants_that_are_stored_for_every_place_but_the_images() -> None:
+    """As the exporter of TorchScript leaves them where only the number of images is open."""
+    stored = [*listed("unit", "channels", "images", "columns"), op("Expand", "full target", "updates")]
+    front = op("Transpose", "padded", "front", perm=[2, 1, 0, 3])
+    last = op("ScatterND", "front at updates", "z")
+    full = np.ones((1, 4, 1, 8), dtype=np.float32) * np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1)
+    given = {"image": ("n", 4, 6, 6), "full": full}
+    assert found(*SIZES, *cut("first", "unit"), *stored, front, last, **given) == written(0, 1)
+    full[0, 2, 0, 3] += 1
+    assert found(*SIZES, *cut("first", "unit"), *stored, front, last, **given) == (*written(0, 1)[:2], (1, 4, 1, 8))
 
 
 def test_constants_for_one_size_only() -> None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from onnx import ModelProto
 
 from fixtures.disguise import disguised
 from fixtures.families import FAMILIES, Form, counted
-from fixtures.families.exports import exported, exported_open, sample
+from fixtures.families.exports import exported, exported_open, legacy, sample
 from fixtures.judge import op_histogram
+from fixtures.quiet import quiet
 from rewriter import api
 from rewriter.checking.record import Verdict
 from tests.end_to_end.judging import relative, run
@@ -84,7 +86,6 @@ def test_what_cost_decides_is_reported_and_can_be_asked_for(name: str) -> None:
 
 RINGS = ("dbb", "ecb", "edbb", "plainusr")
 OPEN_FALLS_SHORT = {
-    "acnet-cropped": "where it is cropped is computed from the size",
     **dict.fromkeys(RINGS, "what the legacy exporter writes around an image has the size of the example"),
     "levit": "the shape of a view is computed from the size",
 }
@@ -100,9 +101,9 @@ def test_with_open_sizes_as_much_folds_but_for_what_is_known_to_fall_short(name:
     assert reached == (name not in OPEN_FALLS_SHORT), OPEN_FALLS_SHORT.get(name)
 
 
-QUICK = (("plainusr", "dynamo-plain"), ("dbb", "dynamo"))
+QUICK = ("plainusr", "dynamo-plain")
 OPEN_RINGS = [
-    pytest.param(name, form, id=f"{name}-{form}", marks=[] if (name, form) in QUICK else [pytest.mark.slow])
+    pytest.param(name, form, id=f"{name}-{form}", marks=[] if (name, form) == QUICK else [pytest.mark.slow])
     for name in RINGS
     for form in ("dynamo", "dynamo-plain")
 ]
@@ -119,6 +120,17 @@ def test_a_ring_around_an_image_of_any_size_folds(name: str, form: Form) -> None
         x = torch.randn(shape, generator=random)
         with torch.no_grad():
             assert relative(run(result.model, {"x": x.numpy()})["y"], module(x).numpy()) <= LIMIT
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "plainusr" else [pytest.mark.slow]) for n in RINGS])
+def test_a_ring_for_any_number_of_images_folds(name: str) -> None:
+    module, x = FAMILIES[name].build(), sample(name)
+    with torch.no_grad(), quiet():
+        before = onnx.load_from_string(legacy(module, x[:1], keep_norms=True, axes={0: "batch"}))
+    result = api.apply(before, ["deploy"])
+    assert operators(result.model) == FAMILIES[name].expected
+    assert result.report.verification.verdict is Verdict.OK
+    assert_computes(name, result.model)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Writes as assignments: what computed their places is read no more, is held against them, and is never left behind."""
+"""Settings that are computed from sizes: what computes them is read no more, is checked, and is never left behind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from fixtures.judge import op_histogram
 from rewriter import api
 from rewriter.checking.record import Verdict
-from rewriter.dims.writes import Write, writes
+from rewriter.dims.settling import plain_nodes
 from rewriter.errors import Reason
-from rewriter.graph.view import Graph, Value
-from rewriter.rewriting import written
+from rewriter.graph.view import Constant, Graph, Node
+from rewriter.rewriting import plain
 from rewriter.rewriting.onnx_draft import OnnxDraft
 
 FLOAT = TensorProto.FLOAT
@@ -51,7 +51,13 @@ def model_of(*nodes: NodeProto, off: float = 0.0) -> ModelProto:
     random = np.random.default_rng(0)
     held: dict[str, np.ndarray] = {"zero": np.int64(0), "one": np.int64(1), "axis2": np.int64(2), "axis3": np.int64(3)}
     held |= {name: np.int64([n]) for name, n in (("first", 0), ("unit", 1), ("last", -1), ("end", 2**63 - 1))}
-    held |= {"0": np.int64([0]), "-1": np.int64([-1]), "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
+    held |= {
+        "axis2_": np.int64([2]),
+        "axis3_": np.int64([3]),
+        "0": np.int64([0]),
+        "-1": np.int64([-1]),
+        "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
     for name in ("a", "b"):
         bias = random.normal(size=4).astype(np.float32)
         held |= {f"{name}.w": random.normal(size=(4, 3, 1, 1)).astype(np.float32), f"{name}.b": bias}
@@ -98,19 +104,43 @@ def test_a_ring_stays_where_writes_that_stay_need_its_size() -> None:
     assert result.report.verification.verdict is Verdict.OK
 
 
-Claims = Callable[[Write], Write]
+Claims = Callable[[Node], Node]
 WRONG: Mapping[str, Claims] = {
-    "starts": lambda write: replace(write, starts=tuple([max(start, 0) for start in write.starts])),
-    "stops": lambda write: replace(write, stops=(2, *write.stops[1:])),
-    "values": lambda write: replace(write, values=replace(write.values, load=lambda: 2 * write.values.load())),
+    "starts": lambda node: replace(node, attrs=node.attrs | {"starts": tuple(map(abs, node.attrs["starts"]))}),
+    "stops": lambda node: replace(node, attrs=node.attrs | {"stops": (2, *node.attrs["stops"][1:])}),
+    "values": lambda node: replace(node, consts={"values": twice(node.consts["values"])}),
 }
+
+
+def twice(constant: Constant) -> Constant:
+    return replace(constant, load=lambda: 2 * constant.load())
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_a_write_that_is_not_what_the_nodes_do_is_left(monkeypatch: pytest.MonkeyPatch, wrong: Claims) -> None:
-    def claimed(graph: Graph) -> dict[int, Write | Value]:
-        return {index: wrong(found) if isinstance(found, Write) else found for index, found in writes(graph).items()}
+    def claimed(graph: Graph) -> dict[int, Node]:
+        return {index: wrong(node) for index, node in plain_nodes(graph).items()}
 
-    monkeypatch.setattr(written, "writes", claimed)
+    monkeypatch.setattr(plain, "plain_nodes", claimed)
     graph = OnnxDraft(model_of(*RINGED)).view()
     assert [node.op for node in graph.nodes].count("scatter_nd") >= 2
+
+
+CROPPED = [
+    op("Shape", "x", "size"),
+    op("Slice", "size axis2_ axis3_ first", "high"),
+    op("Sub", "high unit", "end2"),
+    op("Slice", "x unit end2 axis2_", "inside"),
+    op("Conv", "inside a.w a.b", "a"),
+    op("Relu", "a", "z"),
+]
+
+
+def test_a_cut_that_is_not_what_the_nodes_do_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut() -> Node:
+        return next(node for node in OnnxDraft(model_of(*CROPPED)).view().nodes if node.output.name == "inside")
+
+    assert cut().attrs == {"starts": (1,), "ends": (-1,), "axes": (2,), "steps": (1,)}
+    further = {"starts": (1,), "ends": (-2,), "axes": (2,), "steps": (1,)}
+    monkeypatch.setattr(plain, "plain_nodes", lambda graph: {3: replace(plain_nodes(graph)[3], attrs=further)})  # pyright: ignore
+    assert cut().problem == "where it cuts is known only at run time"

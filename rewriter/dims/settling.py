@@ -1,0 +1,77 @@
+"""Nodes whose settings a graph computes from sizes, in the plain terms that they have where sizes are known.
+
+The one idea: a bound, a place or an extent that follows from the size of a value is a number, or lies at a known
+distance from the end of an axis; then the node says the same as one with constant settings. Invariant: it does for
+every size for which the graph runs, and reads nothing but its data any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from rewriter.dims.engine import Pass
+from rewriter.dims.polynomials import Poly
+from rewriter.dims.tensors import slice_lists
+from rewriter.dims.writes import FAR, Spreads, anchored, is_open, write
+from rewriter.graph.view import Graph, Node
+
+
+def plain_nodes(graph: Graph) -> Mapping[int, Node]:
+    """The nodes of the graph whose settings are computed from sizes, as such with known settings, by index."""
+    computed = [node for node in graph.nodes if node.op in RULES and _is_computed(node)]
+    if not computed:
+        return {}
+    sizes = Pass(graph)
+    sizes.run()
+    spreads = Spreads(sizes)
+    made: dict[int, Node] = {}
+    for node in computed:
+        try:
+            found = RULES[node.op](node, spreads)
+        except (LookupError, ValueError, TypeError):  # a malformed node tells nothing
+            continue
+        if found is not None:
+            made[node.index] = found
+    return made
+
+
+def _is_computed(node: Node) -> bool:
+    return is_open(node) if node.op == "scatter_nd" else len(node.data) > 1 and not node.consts
+
+
+def _slice(node: Node, spreads: Spreads) -> Node | None:
+    """Starts and ends that are numbers, or lie at a known distance from the end."""
+    sizes = spreads.sizes
+    extents = spreads.dims_of(node.data[0])
+    starts, ends, axes, steps = slice_lists(sizes, node)
+    if extents is None or starts is None or ends is None or axes is None or steps is None:
+        return None
+    found: list[tuple[int, int, int, int]] = []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        at, by = axis.expr.constant, step.expr.constant
+        if at is None or by is None or by < 1 or not -len(extents) <= at < len(extents):
+            return None
+        begin, stop = (_cut_at(place.expr, extents[at], spreads) for place in (start, end))
+        if begin is None or stop is None:
+            return None
+        found.append((begin, stop, at, by))
+    if all((begin, by) == (0, 1) and stop >= FAR for begin, stop, _, by in found):
+        return replace(node, op="identity", data=node.data[:1], attrs={}, problem=None)
+    lists = dict(zip(("starts", "ends", "axes", "steps"), zip(*found, strict=True), strict=True))
+    return replace(node, data=node.data[:1], attrs=lists, problem=None)
+
+
+def _cut_at(place: Poly, extent: Poly, spreads: Spreads) -> int | None:
+    """A place as Slice has it: what is beyond the end is the end."""
+    beyond = (place - extent).constant
+    if place.constant is not None:
+        return place.constant
+    if beyond is not None and beyond >= 0:
+        return FAR
+    return anchored(place, extent) if spreads.sizes.nonnegative(place) else None
+
+
+Rule = Callable[[Node, Spreads], Node | None]
+
+RULES: Mapping[str, Rule] = {"scatter_nd": write, "slice": _slice}
