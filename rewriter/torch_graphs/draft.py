@@ -73,12 +73,11 @@ class FxDraft(ABC):
 
     def operators(self) -> list[str]:
         """The operators of the graph as it stands, by name, one entry for each node that is one."""
-        called = [n for n in self.graph.nodes if n.op.startswith("call_") and not is_assert(n)]
-        return [name for node in called for name in self._stands_for(node)]
+        return self._operators(self.graph)
 
-    def _stands_for(self, node: FxNode) -> tuple[str, ...]:
-        """The operators that a node stands for."""
-        return (self.dialect.name(node).rpartition(".")[2],)
+    def _operators(self, graph: Any) -> list[str]:
+        called = [n for n in graph.nodes if n.op.startswith("call_") and not is_assert(n)]
+        return [self.dialect.name(node).rpartition(".")[2] for node in called]
 
     def view(self) -> Graph:
         if self._view is None:

@@ -7,13 +7,14 @@ stay inputs of Reshape and Expand.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rewriter.graph.raw import Canonical
-from rewriter.graph.view import Array, Constant, Value
-from rewriter.torch_graphs.calls import Call, fake, is_node, items
+from rewriter.graph.view import Constant, Dim
+from rewriter.torch_graphs.calls import Call, fake, is_node, items, op_of
 from rewriter.torch_graphs.onnx_terms import Reading, onnx
 
 END = (1 << 63) - 1
@@ -182,38 +183,54 @@ def _pad(call: Call) -> Reading | None:
 
 
 def _slice_scatter(call: Call) -> Reading | None:
-    """A run of places of one axis, written."""
-    start, end, step = (call.args.get(name) for name in ("start", "end", "step"))
-    return _scatter(call, slice(0 if start is None else start, END if end is None else end, step), keeps=True)
+    start, end = call.args.get("start"), call.args.get("end")
+    end = END if end is None else end
+    return _assigned(call, 0 if start is None else start, end) if call.args.get("step", 1) == 1 else None
 
 
 def _select_scatter(call: Call) -> Reading | None:
     index = call.args.get("index")
-    end = END if index == -1 else index + 1 if isinstance(index, int) else None
-    return _scatter(call, slice(index, end, 1), keeps=False)
+    return _assigned(call, index, END if index == -1 else index + 1, axis_lost=True) if isinstance(index, int) else None
 
 
-def _scatter(call: Call, run: slice, keeps: bool) -> Reading | None:
-    """A ScatterND with an index of every place up to the axis, which what is written `keeps` or has not."""
-    x, source, axis = call.value("self"), call.value("src"), call.args.get("dim", 0)
-    if x is None or source is None or not isinstance(axis, int) or not all(isinstance(n, int) for n in _ends(run)):
+def _assigned(call: Call, start: Any, stop: Any, axis_lost: bool = False) -> Reading | None:
+    """Constants over a run of places of one axis, which may be missing in them."""
+    x, axis = call.value("self"), call.args.get("dim", 0)
+    if x is None or x.shape is None or not all(isinstance(n, int) for n in (axis, start, stop)):
         return None
-    shape = x.shape or ()
-    extents = [extent for extent in shape if isinstance(extent, int)]
-    if not shape or len(extents) < len(shape):
-        return Canonical("scatter_nd", (x, source), {}, {"reduction": "none"})
-    axis %= len(shape)
-    places = range(*run.indices(extents[axis]))
-    outer = extents[:axis]
-    full = (*outer, len(places)) if keeps else tuple(outer)
+    rank = len(x.shape)
+    axis = int(axis) % rank
+    constant, ends = _spread(call, call.args.get("src")), _from_the_near_end(start, stop, x.shape[axis])
+    if constant is None or ends is None:
+        return Canonical("scatter_nd", (x, *call.tensors("src")), {}, {"reduction": "none"})
+    shape = [1] * (rank - axis_lost - len(constant.shape)) + [*constant.shape]
+    shape[axis:axis] = [1] * axis_lost
+    values = replace(constant, shape=tuple(shape), load=lambda: constant.load().reshape(shape), made_of=constant.stored)
+    starts = tuple([ends[0] if i == axis else 0 for i in range(rank)])
+    stops = tuple([ends[1] if i == axis else None for i in range(rank)])
+    return Canonical("assign", (x,), {"values": values}, {"starts": starts, "stops": stops})
 
-    def indices() -> Array:
-        found = np.indices((*outer, len(places)))
-        found[axis] = np.asarray(places)
-        return np.moveaxis(found, 0, -1).reshape(*full, axis + 1)
 
-    made = Constant(f"{call.node.name}:indices", (*full, axis + 1), "int64", indices)
-    return onnx("ScatterND", x, Value(made.name, None, (), constant=made, dtype="int64"), source)
+def _from_the_near_end(start: int, stop: int, extent: Dim) -> tuple[int, int | None] | None:
+    """The ends of a run, counted from the end of the axis where it lies in the second half of one that is known.
+
+    None where nothing is between them.
+    """
+    if not isinstance(extent, int):
+        return start, None if stop >= END else stop
+    start, stop, _ = slice(start, stop).indices(extent)
+    back = extent if 2 * start >= extent else 0
+    return (start - back, None if stop == extent else stop - back) if start < stop else None
+
+
+def _spread(call: Call, source: Any) -> Constant | None:
+    """The constant of which a value holds copies; nobody changes what lies between the two."""
+    while is_node(source):
+        value = call.values(source)
+        if value.captured or op_of(source) not in ("expand", "clone"):
+            return value.constant
+        source = source.args[0]
+    return None
 
 
 RULES: Mapping[str, Callable[[Call], Reading | None]] = {

@@ -12,13 +12,14 @@ from typing import Any
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
 from rewriter.torch_graphs import making, outputs, writes
-from rewriter.torch_graphs.calls import FxNode, alike, fake
+from rewriter.torch_graphs.calls import FxNode
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.picture import Surroundings
 from rewriter.torch_graphs.signature import Signature
 from rewriter.torch_graphs.tensors import stored
+from rewriter.torch_graphs.tidying import tidied
 
 
 class ProgramDraft(FxDraft):
@@ -28,7 +29,7 @@ class ProgramDraft(FxDraft):
         graph = copy.deepcopy(program.graph)  # copies no tensors
         for node, original in zip(graph.nodes, program.graph.nodes, strict=True):
             node.name = original.name  # a copy renames what is called as a builtin is (`input`)
-        _name_sizes(graph)
+        tidied(graph)
         self._writes = writes.out_of_place(graph)
         self.program = program
         self.signature = Signature.of(program, graph)
@@ -48,8 +49,8 @@ class ProgramDraft(FxDraft):
         impure = mutations(self.graph, self.dialect).impure
         return self.signature.finished(self.graph, made, {n for node in impure for n in node.all_input_nodes})
 
-    def _stands_for(self, node: FxNode) -> tuple[str, ...]:
-        return writes.as_given(node, self._writes) or super()._stands_for(node)
+    def operators(self) -> list[str]:
+        return self._operators(self.graph if self.edited else self.program.graph)
 
     def _surroundings(self) -> Surroundings:
         held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}
@@ -70,23 +71,3 @@ class ProgramDraft(FxDraft):
 
     def _remove_output(self, node: FxNode) -> None:
         outputs.remove(self.graph, self.signature, node)
-
-
-def _name_sizes(graph: Any) -> None:
-    """Where a value is read for its sizes alone, and these are known, they are written out: it may go then."""
-    import torch
-
-    aten = torch.ops.aten
-    targets = {aten.reshape_as.default: aten.reshape.default, aten.view_as.default: aten.reshape.default}
-    for node in graph.nodes:
-        target = targets.get(node.target) if node.op == "call_function" else None
-        shape = [extent if type(extent) is int else -1 for extent in fake(node).shape] if target is not None else []
-        if target is not None and shape.count(-1) < 2:
-            node.target, node.args = target, (node.args[0], shape)
-        if node.target is aten.expand_as.default and all(type(extent) is int for extent in fake(node).shape):
-            node.target, node.args = aten.expand.default, (node.args[0], [*fake(node).shape])
-        if node.target is aten.copy.default and alike(*node.args[:2]):
-            like, source = node.args[:2]
-            node.target, node.args = aten.clone.default, (source,)
-            if not like.users and like.target in (aten.slice.Tensor, aten.select.int):
-                graph.erase_node(like)

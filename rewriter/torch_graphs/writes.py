@@ -64,11 +64,6 @@ def in_place(graph: Any, writes: Sequence[Write]) -> None:
         view.meta, node.meta = write.metas
 
 
-def as_given(node: FxNode, writes: Sequence[Write]) -> tuple[str, ...]:
-    """The operators that a node stands for, by name, where it is a write that is out of place for now."""
-    return next(((w.target._schema.name.removeprefix("aten::"), "copy") for w in writes if w.node is node), ())
-
-
 def _aten() -> Any:
     import torch
 
@@ -95,9 +90,7 @@ def _reads(user: FxNode) -> bool:
 
 def _scattered(graph: Any, base: FxNode, place: Mapping[FxNode, int]) -> list[Write]:
     """The writes into one value, in their order, with everybody behind them reading what the last gives."""
-    names = _names(base)
-    users = [user for name in names for user in name.users if user not in names and _reads(user)]
-    found = {user: _write(user) for user in users}
+    found = {user: _write(user) for user in base.users if _reads(user)}
     writes = sorted([write for write in found.values() if write is not None], key=lambda write: place[write.node])
     readers = {user for user, write in found.items() if write is None}
     if not writes or any(user.op == "output" or place[user] < place[writes[-1].node] for user in readers):
@@ -114,24 +107,8 @@ def _scattered(graph: Any, base: FxNode, place: Mapping[FxNode, int]) -> list[Wr
     def is_reader(user: FxNode) -> bool:
         return user in readers
 
-    for name in reversed(names):
-        name.replace_all_uses_with(current, delete_user_cb=is_reader)
-        if not name.users:
-            graph.erase_node(name)
+    base.replace_all_uses_with(current, delete_user_cb=is_reader)
     return writes
-
-
-def _names(base: FxNode) -> list[FxNode]:
-    """A value, and slices of it from end to end, which older exporters write before each that cuts."""
-    found = [base]
-    for name in found:
-        found += [user for user in name.users if user.target is _aten().slice.Tensor and _is_whole(*user.args[1:])]
-    return found
-
-
-def _is_whole(dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> bool:
-    del dim
-    return start in (None, 0) and (end is None or (isinstance(end, int) and end >= END)) and step == 1
 
 
 def _write(view: FxNode) -> Write | None:

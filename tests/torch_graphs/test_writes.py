@@ -125,6 +125,33 @@ def test_a_wider_ring_and_core_operators_fold_too(around: int) -> None:
     assert same(in_double(after, x), in_double(before, x), 1e-6)
 
 
+@pytest.mark.parametrize("core", [False, True], ids=["as-exported", "core"])
+@torch.no_grad()
+def test_images_of_any_size_are_ringed_alike(core: bool) -> None:
+    net, x = settled(Ringed(rows_and_columns)), image(2, 3, 6, 7)
+    before = exported(net, x, dynamic_shapes=({axis: torch.export.Dim.AUTO for axis in (0, 2, 3)},))
+    before = before.run_decompositions() if core else before
+    after = rewriter.apply(before, ["deploy"]).model
+    assert operators(after) == {"convolution" if core else "conv2d": 2, "relu": 1}
+    for shape in ((2, 3, 6, 7), (4, 3, 3, 19), (2, 3, 1, 1)):
+        assert same([after.module()(image(*shape))], [net(image(*shape))], 2e-6)
+
+
+@torch.no_grad()
+def test_a_row_that_lies_in_larger_images_only_does_not_fold() -> None:
+    def far_in(net: Ringed, x: Tensor) -> Tensor:
+        y = net.padded(x)
+        y[:, :, -8:-7] = net.ring
+        return all_sides(net, y)
+
+    net, x = settled(Ringed(far_in)), image(2, 3, 12, 7)
+    before = exported(net, x, dynamic_shapes=({2: torch.export.Dim("height", min=9), 3: torch.export.Dim.AUTO},))
+    after = rewriter.apply(before, ["deploy"]).model
+    assert operators(after)["conv2d"] == 3
+    for height in (9, 12, 20):
+        assert same([after.module()(image(2, 3, height, 5))], [net(image(2, 3, height, 5))], 2e-6)
+
+
 # --- what must not fold ----------------------------------------------------------------------------------------------
 
 
@@ -176,6 +203,12 @@ def read_elsewhere(net: Ringed, x: Tensor) -> Tensor:
     y = net.padded(x)
     z = all_sides(net, y)
     return z * y.amax()
+
+
+def nothing_behind_the_end(net: Ringed, x: Tensor) -> Tensor:
+    y = net.padded(x)
+    aten.slice.Tensor(y, 2, 8, END).copy_(net.ring.expand(2, 4, 0, 9))
+    return all_sides(net, y)
 
 
 def of_one_image(net: Ringed, x: Tensor) -> Tensor:
@@ -246,6 +279,7 @@ STAYS = [
     three_sides,
     an_output_too,
     read_elsewhere,
+    nothing_behind_the_end,
     of_one_image,
     by_another_step,
     through_a_view_of_a_view,
