@@ -121,7 +121,8 @@ def apply(
     shapes = {value.name: value.shape for value in graph.values.values() if value.shape is not None}
     before, stored = _totals(draft, graph), {name for name, v in graph.values.items() if v.constant is not None}
     outcome = rewrite(draft, patterns, keep_all=keep_all, max_rounds=max_rounds, progress=progress, shapes=shapes)
-    made, left = draft.finish(), draft.view()
+    folds = composed(outcome.matches, {t.tensor for match in outcome.matches for t in match.tensors})
+    made, left = draft.finish({fold.tensor: fold.sources for fold in folds}), draft.view()
     after = _totals(draft, left) if draft.edited else before
     verification = None
     if compare:
@@ -129,7 +130,7 @@ def apply(
         if draft.edited:
             verification = verify(_runnable(given.model, given), _runnable(made, given), _told(progress))
     notes = (*given.notes, *bodies.notes(draft.graph, draft.dialect.root))
-    folds = _folds(outcome, left.values, stored)
+    folds = tuple(_stored(fold, stored) for fold in folds if fold.tensor in left.values)
     return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes)
 
 
@@ -146,10 +147,9 @@ def _runnable(model: Any, given: Opened) -> running.Program | running.Module:
     return running.Program(model) if given.inputs is None else running.Module(model, given.inputs)
 
 
-def _folds(outcome: Outcome, present: Collection[str], stored: Collection[str]) -> tuple[FoldRecord, ...]:
-    """The fold map: of numbers in the graph, which are in no checkpoint, it says nothing."""
-    found = composed(outcome.matches, present)
-    return tuple(FoldRecord(f.tensor, tuple(s for s in f.sources if s in stored)) for f in found)
+def _stored(fold: FoldRecord, stored: Collection[str]) -> FoldRecord:
+    """Without numbers of the graph, which are in no checkpoint."""
+    return FoldRecord(fold.tensor, tuple(source for source in fold.sources if source in stored))
 
 
 def _totals(draft: FxDraft, graph: Graph) -> Totals:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from rewriter.graph.view import Constant, Graph, Node
 from rewriter.rewriting.edits import (
@@ -30,6 +30,9 @@ from rewriter.torch_graphs.naming import Names
 from rewriter.torch_graphs.picture import Native, Surroundings, picture
 from rewriter.torch_graphs.tensors import nodes_in
 
+Sources: TypeAlias = "Mapping[str, Sequence[str]]"
+"""By the name of a new tensor, those of the original that it was made of."""
+
 
 class FxDraft(ABC):
     """`graph` is ours to edit; what a kind of graph does in its own way is left to the classes below."""
@@ -46,8 +49,8 @@ class FxDraft(ABC):
         self._dead_at_first = self._dead()
 
     @abstractmethod
-    def finish(self) -> Any:
-        """The model with everything stored; the draft ends with it."""
+    def finish(self, sources: Sources) -> Any:
+        """The model with everything stored, each new tensor as its sources are; the draft ends with it."""
 
     @abstractmethod
     def _surroundings(self) -> Surroundings: ...

@@ -6,6 +6,7 @@ Invariant: a layer computes exactly the canonical operator; pads that differ on 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rewriter.graph.view import Constant
@@ -100,11 +101,28 @@ def promise(module: Any, role: str, constant: Constant) -> None:
     setattr(module, role, torch.nn.Parameter(empty(constant), requires_grad=False))
 
 
-def store(module: Any, role: str, tensor: Any, like: Any) -> None:
-    setattr(module, role, _parameter(tensor, like))
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a new tensor lies, and whether it is trained: as what it was made of."""
+
+    device: Any
+    trains: bool
+
+    @classmethod
+    def of(cls, sources: Sequence[Any]) -> Place:
+        """`sources` are tensors; a parameter made of several is trained where one of them is."""
+        import torch
+
+        device = sources[0].device if sources else torch.device("cpu")
+        return cls(device, any(tensor.requires_grad for tensor in sources))
+
+    def parameter(self, tensor: Any) -> Any:
+        import torch
+
+        return torch.nn.Parameter(tensor.to(self.device), requires_grad=self.trains)
 
 
-def register(root: Any, name: str, tensor: Any, like: Any) -> None:
+def register(root: Any, name: str, tensor: Any, place: Place) -> None:
     """A tensor under a name of its own; one of whole numbers is a buffer."""
     path, _, last = name.rpartition(".")
     from torch import nn
@@ -115,14 +133,6 @@ def register(root: Any, name: str, tensor: Any, like: Any) -> None:
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
     if tensor.is_floating_point():
-        owner.register_parameter(last, _parameter(tensor, like))
+        owner.register_parameter(last, place.parameter(tensor))
     else:
         owner.register_buffer(last, tensor)
-
-
-def _parameter(tensor: Any, like: Any) -> Any:
-    """On the device of the other parameters, and trained where they are."""
-    import torch
-
-    device = tensor.device if like is None else like.device
-    return torch.nn.Parameter(tensor.to(device), requires_grad=like is not None and like.requires_grad)

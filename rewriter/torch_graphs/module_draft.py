@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 from rewriter.checkpoints.lazytorch import silenced
@@ -16,7 +17,7 @@ from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
 from rewriter.torch_graphs import layers, structures
 from rewriter.torch_graphs.calls import FxNode, Held, attribute, fake, is_node, is_tensor
-from rewriter.torch_graphs.draft import FxDraft
+from rewriter.torch_graphs.draft import FxDraft, Sources
 from rewriter.torch_graphs.module_dialect import Modules
 from rewriter.torch_graphs.picture import Surroundings
 from rewriter.torch_graphs.propagation import propagate
@@ -42,30 +43,35 @@ class ModuleDraft(FxDraft):
         self.modules = dialect
         super().__init__(self.work.graph, dialect, [*names.values(), *modules, *module.state_dict()])
 
-    def finish(self) -> Any:
+    def finish(self, sources: Sources) -> Any:
         from torch.fx import GraphModule
 
         if not self.edited:
             return self.given
         self._loosen()
-        like = next((p for p in self.given.parameters()), None)
         for path, roles in self.modules.made.items():
             module = self.work.get_submodule(path)
             for role, held in roles.items():
                 tensor = stored(held.name, held.constant.load(), held.constant.dtype)
-                layers.store(module, role, tensor, like)
+                setattr(module, role, self._place_of(held.name, sources).parameter(tensor))
         for name, constant in self._made.items():
             if any(called == name and n.users for n, called in self._called.items()):
-                layers.register(self.work, name, stored(name, constant.load(), constant.dtype), like)
+                tensor = stored(name, constant.load(), constant.dtype)
+                layers.register(self.work, name, tensor, self._place_of(name, sources))
         self.graph.lint()
         made = GraphModule(self.work, self.graph, type(self.given).__name__)
         modules: Any = made
         there: dict[str, Any] = dict(modules.named_modules())
         for path in self.modules.made.keys() & there.keys():
             there[path].train(self.given.training)
-        made.training = self.given.training
-        made.meta = dict(self.given.meta)
+        _carry(self.given, made)
         return made
+
+    def _place_of(self, name: str, sources: Sources) -> layers.Place:
+        """Of a new tensor: that of the parameters it was made of, or of all where it was made of none."""
+        parameters: dict[str, Any] = dict(self.given.named_parameters())
+        found = [parameters[source] for source in sources.get(name, ()) if source in parameters]
+        return layers.Place.of(found or [*parameters.values()] or [*self.given.buffers()])
 
     # --- what the view asks ------------------------------------------------------------------------------------------
 
@@ -136,7 +142,7 @@ class ModuleDraft(FxDraft):
         """What is known of values here are types and numbers of axes, which no edit changes."""
 
     def _place(self, name: str, constant: Constant) -> FxNode:
-        layers.register(self.work, name, layers.empty(constant), None)
+        layers.register(self.work, name, layers.empty(constant), layers.Place("meta", trains=False))
         first = next(n for n in self.graph.nodes if n.op != "placeholder")
         with self.graph.inserting_before(first):
             made = self.graph.get_attr(name)
@@ -166,6 +172,23 @@ def _blanked(found: Any, gone: FxNode) -> tuple[Any]:
 
     map_: Any = map_arg
     return (map_(found, lambda node: None if node is gone else node),)  # pyright: ignore[reportUnknownLambdaType]
+
+
+def _carry(given: Any, made: Any) -> None:
+    """The mode, the hooks of the module itself, and whatever a user has put on it."""
+    for name in ("training", "_is_full_backward_hook", *_HOOKS):
+        setattr(made, name, copy.copy(getattr(given, name)))
+    found: dict[str, Any] = given.__dict__
+    for name, value in found.items():
+        if not name.startswith("_") and name not in made.__dict__ and not isinstance(value, MethodType):
+            setattr(made, name, value)
+    made.meta = dict(given.meta)
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
 
 
 def _turned(constant: Constant) -> Constant:

@@ -14,7 +14,7 @@ from rewriter.rewriting.edits import AddNode
 from rewriter.torch_graphs import making, outputs, writes
 from rewriter.torch_graphs.calls import FxNode
 from rewriter.torch_graphs.dialect import Aten
-from rewriter.torch_graphs.draft import FxDraft
+from rewriter.torch_graphs.draft import FxDraft, Sources
 from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.picture import Surroundings
 from rewriter.torch_graphs.signature import Signature
@@ -35,7 +35,7 @@ class ProgramDraft(FxDraft):
         self.signature = Signature.of(program, graph)
         super().__init__(graph, Aten(program.graph_module), self.signature.tensors)
 
-    def finish(self) -> Any:
+    def finish(self, sources: Sources) -> Any:
         if not self.edited:
             return self.program
         self._loosen()
@@ -47,7 +47,8 @@ class ProgramDraft(FxDraft):
         writes.in_place(self.graph, self._writes)
         self._writes = []
         impure = mutations(self.graph, self.dialect).impure
-        return self.signature.finished(self.graph, made, {n for node in impure for n in node.all_input_nodes})
+        changed = {n for node in impure for n in node.all_input_nodes}
+        return self.signature.finished(self.graph, made, sources, changed)
 
     def operators(self) -> list[str]:
         return self._operators(self.graph if self.edited else self.program.graph)

@@ -7,7 +7,7 @@ of a norm whose statistics go.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ class Signature:
     outputs: list[Any]  # the output specs, as the output node has them
     stored: Mapping[FxNode, Constant]  # the tensors that nothing changes
     names: Mapping[FxNode, str]  # of stored tensors, tied ones under one
+    parameters: Mapping[str, Any]  # under these names
     unread: Collection[FxNode]  # placeholders that nothing read when the program came
     device: Any
     mode: Any  # in which tensors without elements are made; None where no node has one
@@ -40,6 +41,7 @@ class Signature:
         changed = set(given.buffers_to_mutate.values())
         stored: dict[FxNode, Constant] = {}
         names: dict[FxNode, str] = {}
+        parameters: dict[str, Any] = {}
         first: dict[object, str] = {}
         taken = {n.name for n in graph.nodes}
         for node, spec in specs.items():
@@ -48,12 +50,15 @@ class Signature:
                 continue
             name = spec.target if spec.target not in taken else node.name
             names[node] = first.setdefault(identity(tensor), name)
+            if spec.kind.name == "PARAMETER":
+                parameters.setdefault(names[node], tensor)
             constant = None if spec.target in changed else constant_of(names[node], tensor)
             if constant is not None:
                 stored[node] = constant
         unread = [n for n in placeholders if not n.users]
         mode = next((m for n in graph.nodes if (m := getattr(fake(n), "fake_mode", None)) is not None), None)
-        return cls(program, specs, list(given.output_specs), stored, names, unread, _device(program), mode)
+        specs_out = list(given.output_specs)
+        return cls(program, specs, specs_out, stored, names, parameters, unread, _device(program), mode)
 
     @property
     def tensors(self) -> list[str]:
@@ -84,10 +89,13 @@ class Signature:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def finished(self, graph: Any, made: Mapping[str, Any], changed: Collection[FxNode]) -> Any:
+    def finished(
+        self, graph: Any, made: Mapping[str, Any], sources: Mapping[str, Sequence[str]], changed: Collection[FxNode]
+    ) -> Any:
         """The program of an edited graph with its new tensors, everything else shared with the one that came.
 
-        What a run of either may change, as what nodes `changed` give, each has for itself.
+        A tensor is trained where one of the parameters is that it was made of. What a run of either program may change,
+        as what nodes `changed` give, each has for itself.
         """
         import torch
         from torch.export import ExportedProgram
@@ -102,11 +110,11 @@ class Signature:
                 state.pop(spec.target, None)
                 constants.pop(spec.target, None)
         self.specs = {n: self.specs[n] for n in graph.nodes if n.op == "placeholder"}
-        trains = any(p.requires_grad for p in self.program.parameters())
         for spec in self.specs.values():
             if spec.target in made:
                 tensor = made[spec.target].to(self.device)
                 if spec.kind.name == "PARAMETER":
+                    trains = self._trains(sources.get(spec.target, ()))
                     state[spec.target] = torch.nn.Parameter(tensor, requires_grad=trains)
                 else:
                     constants[spec.target] = tensor
@@ -134,6 +142,10 @@ class Signature:
         guards: Any = program  # else a loaded program would take sizes that it refused
         guards._guards_code = self.program._guards_code
         return program
+
+    def _trains(self, sources: Sequence[str]) -> bool:
+        found = [self.parameters[name] for name in sources if name in self.parameters]
+        return any(p.requires_grad for p in found or self.parameters.values())
 
     def _orphans(self) -> list[FxNode]:
         """The placeholders that our edits left without a reader, the counters of norms that went, and other names of

@@ -292,3 +292,25 @@ def test_what_cannot_be_exported_is_traced_and_that_is_said(tmp_path: Path) -> N
     assert isinstance(result.model, fx.GraphModule) and result.report.matches
     assert "not in an export" in result.report.notes[0]
     result.save(tmp_path / "net.pt2")  # what torch.export refused is no longer in it
+
+
+@pytest.mark.parametrize("form", [fx.symbolic_trace, lambda net: net], ids=["traced", "exported"])
+def test_what_is_frozen_in_part_is_trained_in_part(form: Callable[[nn.Module], nn.Module]) -> None:
+    net = settled(Net())
+    net.one.requires_grad_(False)
+    net.two.skip.bias.requires_grad_(False)
+    made = rewriter.apply(form(net), EXACT, example_inputs=X).model
+    trained = {name: p.requires_grad for name, p in made.named_parameters()}
+    assert trained == {f"{one}.dense.0_folded.{t}": one == "two" for one in ("one", "two") for t in ("weight", "bias")}
+
+
+def test_what_a_user_put_on_a_module_stays() -> None:
+    traced, calls = fx.symbolic_trace(settled(Net())), list[str]()
+    traced.names = ["cat", "dog"]
+    traced.register_forward_pre_hook(lambda module, given: calls.append("before"))
+    traced.register_forward_hook(lambda module, given, found: found * 2)
+    wanted = traced(X)
+    result = rewriter.apply(traced, EXACT, example_inputs=X)
+    assert result.report.matches and result.report.verification.verdict is Verdict.OK
+    calls.clear()
+    assert same([result.model(X)], [wanted], 2e-6) and calls == ["before"] and result.model.names == ["cat", "dog"]
