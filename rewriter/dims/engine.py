@@ -18,7 +18,7 @@ import numpy as np
 from onnx import NodeProto
 
 from rewriter.dims import shapes, tensors
-from rewriter.dims.polynomials import Monomial, Poly, nonnegative
+from rewriter.dims.polynomials import Atom, Monomial, Poly, nonnegative, symbols
 from rewriter.dims.sizes import Assertion, Assumption, Dims, Elements, Log, Size, fixed
 from rewriter.errors import InputError
 from rewriter.graph.proto import attributes
@@ -64,7 +64,7 @@ class Pass:
     dims: dict[str, Dims] = field(default_factory=dict[str, Dims])
     elements: dict[str, Elements] = field(default_factory=dict[str, Elements])
     extents: set[Poly] = field(default_factory=set[Poly])  # of values: not negative, whatever they look like
-    positive: set[Monomial] = field(default_factory=set[Monomial])  # open extents of inputs: at least one each
+    positive: set[Atom] = field(default_factory=set[Atom])  # open extents of inputs: at least one each
     node: Node | None = None  # whose turn it is
 
     def run(self) -> None:
@@ -135,10 +135,13 @@ class Pass:
         """Whether it is so for every input of which no axis is empty: by its form, or as it is not below an extent."""
         if nonnegative(expr):
             return True
-        least = sum(count for monomial, count in expr.terms if count > 0 and monomial in self.positive)
+        least = sum(count for monomial, count in expr.terms if count > 0 and monomial and self._positive(monomial))
         if least > 0 and nonnegative(expr + least):
             return True
         return any(expr - above in self.extents for above in range(ROOM))
+
+    def _positive(self, monomial: Monomial) -> bool:
+        return all(factor in self.positive for factor, _ in monomial)
 
     def equal(self, same: Sequence[Size]) -> Size:
         """One of sizes that the node at hand needs to be equal."""
@@ -157,7 +160,7 @@ class Pass:
             else:
                 name = f"{value.name}[{axis}]"
                 made.append(self.log.symbol(f"{extent}" if extent and self._once(extent) else name))
-                self.positive |= {monomial for monomial, _ in made[-1].expr.terms}
+                self.positive |= symbols(made[-1].expr)
         self.dims[value.name] = tuple(made)
 
     def _take_shapes(self) -> None:

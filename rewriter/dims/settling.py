@@ -13,7 +13,7 @@ from dataclasses import replace
 from rewriter.dims.engine import Pass
 from rewriter.dims.polynomials import Poly
 from rewriter.dims.tensors import slice_lists
-from rewriter.dims.writes import FAR, Spreads, anchored, is_open, write
+from rewriter.dims.writes import FAR, SCATTERS, Spreads, anchored, is_open, write
 from rewriter.graph.view import Graph, Node
 
 
@@ -37,7 +37,9 @@ def plain_nodes(graph: Graph) -> Mapping[int, Node]:
 
 
 def _is_computed(node: Node) -> bool:
-    return is_open(node) if node.op == "scatter_nd" else len(node.data) > 1 and not node.consts
+    if node.op in SCATTERS:
+        return is_open(node)
+    return len(node.data) > 1 and not node.attrs.keys() & {"shape", "starts"}
 
 
 def _slice(node: Node, spreads: Spreads) -> Node | None:
@@ -72,6 +74,19 @@ def _cut_at(place: Poly, extent: Poly, spreads: Spreads) -> int | None:
     return anchored(place, extent) if spreads.sizes.nonnegative(place) else None
 
 
+def _reshape(node: Node, spreads: Spreads) -> Node | None:
+    """A target of numbers, of which one that is not known is what the others leave."""
+    held = spreads.sizes.elements_of(node.data[1])
+    if held is None or held.scalar:
+        return None
+    target = [size.expr.constant for size in held.items]
+    open_ = [size.expr for size in held.items if size.expr.constant is None]
+    if len(open_) > 1 or (open_ and -1 in target) or not all(spreads.sizes.nonnegative(expr - 1) for expr in open_):
+        return None
+    attrs = {**node.attrs, "shape": tuple([-1 if n is None else n for n in target])}
+    return replace(node, data=node.data[:1], attrs=attrs)
+
+
 Rule = Callable[[Node, Spreads], Node | None]
 
-RULES: Mapping[str, Rule] = {"scatter_nd": write, "slice": _slice}
+RULES: Mapping[str, Rule] = {"slice": _slice, "reshape": _reshape} | dict.fromkeys(SCATTERS, write)

@@ -87,6 +87,18 @@ class Spread:
         moved = single(start) * self.steps[axis].astype(np.object_)
         return replace(self, dims=dims, tile=self.tile + moved)
 
+    def by_place(self, axis: int) -> Spread:
+        """Whole places, in a last axis: as on every axis that of the element itself, but on one the element."""
+        rank = len(self.dims)
+        shape = (*self.tile.shape, rank)
+        tile = numbers(np.zeros(shape, dtype=np.int64))
+        steps = np.zeros((rank + 1, *shape), dtype=np.int64)
+        for other in range(rank):
+            steps[other, ..., other] = 1
+        tile[..., axis] = self.tile
+        steps[:rank, ..., axis] = 0 if self.steps is None else self.steps
+        return Spread((*self.dims, number(rank)), tile, steps)
+
     def listed(self, axis: int) -> Spread | None:
         """With every element along this axis in the tile."""
         extent = self.dims[axis].constant

@@ -23,10 +23,12 @@ FAR = (1 << 31) - 1
 """An end of a slice from here on is that of whatever it cuts."""
 
 
+SCATTERS = ("scatter_nd", "scatterelements")
+
+
 def is_open(node: Node) -> bool:
-    """A ScatterND whose places or values are no constants."""
-    plain = node.problem is None and node.attrs.get("reduction") == "none"
-    return node.op == "scatter_nd" and len(node.data) > 1 and plain
+    """A ScatterND or ScatterElements whose places or values are no constants."""
+    return len(node.data) > 1 and node.problem is None and node.attrs.get("reduction", "none") == "none"
 
 
 def write(node: Node, spreads: Spreads) -> Node | None:
@@ -133,7 +135,7 @@ class Spreads:
         if value.name in self.known or node.op not in RULES or self.sizes.elements_of(value) is not None:
             return []
         operands = [one for one in self.sizes.operands(node) if one is not None]
-        return operands if node.op in SEVERAL else operands[2:] if node.op == "scatter_nd" else operands[:1]
+        return operands if node.op in SEVERAL else operands[2:] if node.op in SCATTERS else operands[:1]
 
     def _made(self, value: Value, node: Node | None) -> Spread | None:
         if value.constant is not None:
@@ -149,9 +151,11 @@ class Spreads:
         return None if found is None or found.tile.size > MOST_ELEMENTS else found
 
     def written(self, node: Node) -> Write | Value | None:
-        """What a ScatterND writes, or the value that it puts in place of everything."""
+        """What a ScatterND or ScatterElements writes, or the value that it puts in place of everything."""
         operands = self.sizes.operands(node)
         extents, indices, updates = self.dims_of(operands[0]), self.of(operands[1]), operands[2]
+        if indices is not None and node.op == "scatterelements":
+            indices = indices.by_place(node.attrs.get("axis", 0) % len(indices.dims))
         given = self.dims_of(updates)
         runs = None if extents is None or indices is None else self.runs(indices, extents)
         if runs is None or extents is None or indices is None or updates is None or given is None:
@@ -318,8 +322,8 @@ RULES: Mapping[str, Rule] = (
         "slice": _slice,
         "add": _sum,
         "concat": _concat,
-        "scatter_nd": _scattered,
     }
+    | dict.fromkeys(SCATTERS, _scattered)
     | dict.fromkeys(("identity", "dropout"), _same)
     | dict.fromkeys(("reshape", "squeeze", "unsqueeze", "flatten"), _view)
 )

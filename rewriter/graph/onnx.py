@@ -43,12 +43,12 @@ KEEPS_TYPE = frozenset(
     """conv conv_transpose linear matmul bn scale shift add sub sum mul div neg identity dropout relu leaky_relu silu
     sigmoid tanh avg_pool max_pool globalaveragepool globalmaxpool pad concat slice split gather reshape flatten
     transpose squeeze unsqueeze expand resize softmax layer_norm reducemean reducesum gelu hardswish hardsigmoid clip
-    exp sqrt erf depthtospace spacetodepth scatter_nd where""".split()  # noqa: SIM905
+    exp sqrt erf depthtospace spacetodepth scatter_nd scatterelements where""".split()  # noqa: SIM905
 )
 # Of these only the first input; of the others any of them tells.
 FIRST_ONLY = frozenset(
     """bn slice gather reshape squeeze unsqueeze expand resize pad reducemean reducesum split dropout
-    layer_norm scatter_nd""".split()  # noqa: SIM905
+    layer_norm scatter_nd scatterelements""".split()  # noqa: SIM905
 )
 ONE_TYPE = {
     "conv": "weight",

@@ -72,7 +72,8 @@ def _unread_ring(graph: Graph, node: Node) -> Refusal | None:
     if maker is None or maker.op != "pad":
         return None
     detail = (
-        "where or what it writes around an image is known only at run time; with a fixed height and width it may fold"
+        "where or what it writes around an image is known only at run time (the exporter of TorchScript keeps the size "
+        "of its example there); exported by torch's other exporter, or with a fixed height and width, it may fold"
     )
     return Refusal(Reason.DYNAMIC, node.name or node.output.name, detail)
 

@@ -48,9 +48,9 @@ def _confirmed(plain: Node, node: Node, extents: Extents) -> bool:
     if len(known) < len(extents):
         return False
     try:
-        return (
-            _writes_alike(plain, node, known) if "indices" in node.consts else _cuts(plain, known) == _cuts(node, known)
-        )
+        if "indices" in node.consts:
+            return _writes_alike(plain, node, known)
+        return RESULTS[node.op](plain, known) == RESULTS[node.op](node, known)
     except (LookupError, ValueError):  # places outside of the value, or settings that are not known
         return False
 
@@ -83,6 +83,21 @@ def _cuts(node: Node, extents: Sequence[int]) -> list[range]:
         ):
             left[axis] = left[axis][start:end:step]
     return left
+
+
+def _extents(node: Node, extents: Sequence[int]) -> list[int]:
+    """Those of what a Reshape gives."""
+    copies = not node.attrs.get("allowzero")
+    found = [extents[axis] if n == 0 and copies else n for axis, n in enumerate(node.attrs["shape"])]
+    left = prod(extents) // max(1, prod([n for n in found if n != -1]))
+    return [left if n == -1 else n for n in found]
+
+
+RESULTS: Mapping[str, Callable[[Node, Sequence[int]], object]] = {
+    "slice": _cuts,
+    "identity": _cuts,
+    "reshape": _extents,
+}
 
 
 def _rewritten(graph: Graph, made: Mapping[int, Node]) -> Graph:

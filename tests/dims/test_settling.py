@@ -1,4 +1,4 @@
-"""What is cut at places that are computed from the size of an image is a slice where it is one for every size."""
+"""Cuts and reshapes whose settings are computed from sizes are plain ones where they are that for every size."""
 
 from __future__ import annotations
 
@@ -70,3 +70,31 @@ def test_an_end_that_may_be_negative_or_is_that_of_another_axis(of: str, less: i
 def test_a_step_that_is_not_known_or_goes_backwards() -> None:
     assert cut(*place("end", "high", 1), start="end", end="0", step="-1") is None
     assert cut(*place("end", "high", 1), *place("step", "wide", 0), step="step") is None
+
+
+def reshaped(*sizes: str) -> Any:
+    """The target of a Reshape to extents of the image, "n" and "h" among them, or numbers."""
+    numbers = {str(n): [n] for n in range(-1, 33)}
+    nodes = [op("Shape", "x", "size"), op("Slice", "size 0 1", "n"), op("Slice", "size 2 3", "h")]
+    nodes += [op("Sub", "h 1", "h-1"), op("Mul", "n h", "nh"), op("Concat", " ".join(sizes), "target", axis=0)]
+    graph = helper.make_graph(
+        [*nodes, op("Reshape", "x target", "y")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, "h", 8])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.int64(number), name) for name, number in numbers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = plain_nodes(view(model)).get(len(nodes))
+    return None if found is None else found.attrs["shape"]
+
+
+def test_one_extent_that_is_open_is_what_the_others_leave() -> None:
+    assert reshaped("nh", "32") == (-1, 32)
+    assert reshaped("4", "nh", "8") == (4, -1, 8)
+
+
+def test_several_open_extents_or_one_that_may_be_zero() -> None:
+    assert reshaped("n", "h", "32") is None
+    assert reshaped("n", "-1") is None
+    assert reshaped("h-1", "32") is None  # zero copies the extent that is there

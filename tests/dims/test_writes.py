@@ -148,6 +148,29 @@ def test_what_is_written_over_everything_takes_its_place() -> None:
     assert found(*SIZES, *every, front, other, op("ScatterND", "front at other", "z")) == "other"
 
 
+def elements(index: Any, axis: int = 3, count: str = "unit", **given: Any) -> Found | str | None:
+    """Columns of the padded image, as today's exporter writes what torch writes by one index."""
+    made = [*listed("images", "channels", "rows", count), op("Expand", "v target", "updates")]
+    made += [op("Shape", "updates", "all"), op("Expand", "index all", "at")]
+    last = op("ScatterElements", "padded at updates", "z", axis=axis)
+    return found(*SIZES, *made, last, index=np.int64(index), **given)
+
+
+def test_one_column_by_its_index() -> None:
+    whole = (None, None, None)
+    assert elements([0]) == ((0, 0, 0, 0), (*whole, 1), (1, 4, 1, 1))
+    assert elements([-1], axis=-1) == ((0, 0, 0, -1), (*whole, None), (1, 4, 1, 1))
+    assert elements([[[[-2, -1]]]], count="pair") == ((0, 0, 0, -2), (*whole, None), (1, 4, 1, 1))
+    assert elements([1], image=("n", 4, "h", 6)) == ((0, 0, 0, 1), (*whole, 2), (1, 4, 1, 1))
+
+
+def test_columns_by_indices_that_are_no_run() -> None:
+    assert elements([[[[0, 2]]]], count="pair") is None
+    assert elements([[[[0, 0]]]], count="pair") is None
+    assert elements([4]) is None  # an image of one column has three with room
+    assert elements([0], axis=2) is None  # then the rows of each column write to one place
+
+
 # --- what is no slice, or not for every size -------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ The judge is torch: what is left of the model is held against the module itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 import torch
@@ -72,11 +72,15 @@ class Ringed(nn.Module):
         return functional.relu(self.second(ring) + self.beside(x))
 
 
-def exported(writing: str, form: str, off: float = 0.0) -> tuple[nn.Module, ModelProto]:
+def exported(writing: str, form: str, off: float = 0.0, axes: Collection[int] = ()) -> tuple[nn.Module, ModelProto]:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), quiet():
         torch.manual_seed(0)
         model, x = Ringed(writing, off).eval(), torch.randn(SHAPE)
-        written = legacy(model, x, keep_norms=False) if form == "legacy" else dynamo(model, x, optimise=True)
+        written = (
+            legacy(model, x, keep_norms=False)
+            if form == "legacy"
+            else dynamo(model, x, optimise=form == "dynamo", axes=axes)
+        )
     return model, load_from_string(written)
 
 
@@ -97,3 +101,15 @@ def test_a_ring_that_is_off_by_little_stays(writing: str) -> None:
     result = api.apply(before, ["collapse"], verify=False)
     assert op_histogram(result.model)["Conv"] == 3
     assert any("around the image" in refusal.detail for refusal in result.report.refusals)
+
+
+@pytest.mark.parametrize("form", ["dynamo", pytest.param("dynamo-plain", marks=pytest.mark.slow)])
+def test_what_is_written_by_single_indices_around_an_image_of_any_size(form: str) -> None:
+    module, before = exported("sliced", form, axes=(0, 2, 3))
+    result = api.apply(before, ["collapse"])
+    assert op_histogram(result.model) == {"Conv": 1, "Relu": 1}
+    assert result.report.verification.verdict is Verdict.OK
+    for shape in (SHAPE, (1, 3, 1, 1), (3, 3, 20, 2)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            assert relative(run(result.model, {"x": x.numpy()})["y"], module(x).numpy()) <= LIMIT
