@@ -43,13 +43,18 @@ KEEPS_TYPE = frozenset(
     """conv conv_transpose linear matmul bn scale shift add sub sum mul div neg identity dropout relu leaky_relu silu
     sigmoid tanh avg_pool max_pool globalaveragepool globalmaxpool pad concat slice split gather reshape flatten
     transpose squeeze unsqueeze expand resize softmax layer_norm reducemean reducesum gelu hardswish hardsigmoid clip
-    exp sqrt erf depthtospace spacetodepth scatter_nd scatterelements where""".split()  # noqa: SIM905
+    exp log sqrt abs erf pow min max prelu elu selu mish softplus reducemax reducemin logsoftmax instancenormalization
+    groupnormalization depthtospace spacetodepth scatter_nd scatterelements where splittosequence
+    sequenceat""".split()  # noqa: SIM905
 )
-# Of these only the first input; of the others any of them tells.
+# Of these only the first input; of the others any of them tells. The type of a sequence is that of its tensors.
 FIRST_ONLY = frozenset(
     """bn slice gather reshape squeeze unsqueeze expand resize pad reducemean reducesum split dropout
-    layer_norm scatter_nd scatterelements""".split()  # noqa: SIM905
+    layer_norm scatter_nd scatterelements pow prelu reducemax reducemin instancenormalization groupnormalization
+    splittosequence sequenceat""".split()  # noqa: SIM905
 )
+LAST_ONLY = frozenset({"where"})
+"""What chooses by a condition, which may be read like the others and comes first."""
 ONE_TYPE = {
     "conv": "weight",
     "conv_transpose": "weight",
@@ -308,7 +313,8 @@ def _result_type(reading: Canonical, opset: int) -> str | None:
         return reading.attrs.get("to")
     if op not in KEEPS_TYPE:
         return None
-    for value in reading.data[:1] if op in FIRST_ONLY else reading.data:
+    tell = slice(None, 1) if op in FIRST_ONLY else slice(-1, None) if op in LAST_ONLY else slice(None)
+    for value in reading.data[tell]:
         if value.dtype is not None:
             return value.dtype
     role = ONE_TYPE.get(op)

@@ -149,6 +149,22 @@ def test_element_types_follow_through_nodes() -> None:
     assert found == dict(zip("abcsdefy", [None, "float16", "float16", None, *["float32"] * 4], strict=True))
 
 
+def test_types_go_through_sequences_and_choices() -> None:
+    """What a choice gives has the type of what is chosen, not of the condition, an input that may be read like it."""
+    graph = graph_of(
+        op("SplitToSequence", "x", "s", axis=2, keepdims=1),
+        op("SequenceAt", "s i", "a"),
+        op("Cast", "x", "c", to=TensorProto.BOOL),
+        op("Where", "c a x", "b"),
+        op("CastLike", "k b", "y"),
+        i=np.int64(0),
+        k=np.float64(2),
+    )
+    assert [graph.values[name].dtype for name in "sacb"] == ["float32", "float32", "bool", "float32"]
+    found = graph.values["y"].constant
+    assert found is not None and found.dtype == "float32"
+
+
 def test_the_parameters_of_a_norm_tell_its_type_only_before_opset_15() -> None:
     nodes = [op("Odd", "x", "a", domain="own"), op("BatchNormalization", "a s s s s", "b"), op("Relu", "b", "y")]
     for opset, dtype in ((13, "float32"), (14, "float32"), (15, None), (17, None)):
