@@ -22,7 +22,8 @@ from rewriter.language.library import LoadedPattern
 from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
-from rewriter.torch_graphs import bodies, running, tracing
+from rewriter.torch_graphs import bodies, inside, running, tracing
+from rewriter.torch_graphs.body_draft import BodyDraft, body_drafts
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.module_draft import ModuleDraft
 from rewriter.torch_graphs.program_draft import ProgramDraft
@@ -119,18 +120,26 @@ def apply(
     draft = _draft(given)
     graph = draft.view()
     shapes = {value.name: value.shape for value in graph.values.values() if value.shape is not None}
-    before, stored = _totals(draft, graph), {name for name, v in graph.values.items() if v.constant is not None}
+    inner = body_drafts(draft) if isinstance(draft, ProgramDraft) else []
+    before = inside.summed(_totals(draft, graph), [_totals(body, body.view()) for body in inner])
+    stored = {name for name, v in graph.values.items() if v.constant is not None}
     outcome = rewrite(draft, patterns, keep_all=keep_all, max_rounds=max_rounds, progress=progress, shapes=shapes)
+    looked: list[tuple[BodyDraft, Outcome]] = []
+    if isinstance(draft, ProgramDraft):
+        left = [body for body in inner if body.runner in draft.graph.nodes]
+        looked = inside.rewritten(draft, left, patterns, max_rounds=max_rounds, progress=progress)
+        outcome = inside.joined(outcome, looked)
     folds = composed(outcome.matches, {t.tensor for match in outcome.matches for t in match.tensors})
-    made, left = draft.finish({fold.tensor: fold.sources for fold in folds}), draft.view()
-    after = _totals(draft, left) if draft.edited else before
+    made, after = draft.finish({fold.tensor: fold.sources for fold in folds}), before
+    if draft.edited:
+        after = inside.summed(_totals(draft, draft.view()), [_totals(body, body.view()) for body, _ in looked])
     verification = None
     if compare:
         verification = Verification(Verdict.OK, "nothing was changed")
         if draft.edited:
             verification = verify(_runnable(given.model, given), _runnable(made, given), _told(progress))
-    notes = (*given.notes, *bodies.notes(draft.graph, draft.dialect.root))
-    folds = tuple(_stored(fold, stored) for fold in folds if fold.tensor in left.values)
+    notes = (*given.notes, *bodies.notes(draft.graph, draft.dialect.root, [body.runner for body, _ in looked]))
+    folds = tuple(_stored(fold, stored) for fold in folds if fold.tensor in draft.view().values)
     return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes)
 
 

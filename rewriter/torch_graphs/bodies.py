@@ -1,13 +1,13 @@
 """Bodies that operators run: branches of cond, loops, and regions of another gradient mode or autocast.
 
 Invariant: such an operator changes what it reads only where one of its bodies does; of an operator that is not known,
-that is not believed. No pattern looks into a body, and `notes` say so.
+that is not believed. Where no pattern looks into a body, `notes` say so.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from rewriter.torch_graphs.calls import FxNode, attribute, is_aten, op_of
@@ -30,10 +30,13 @@ def is_runner(node: FxNode) -> bool:
     return str(getattr(node.target, "__name__", "")) in RUNNERS
 
 
-def notes(graph: Any, root: Any) -> Iterator[str]:
-    """What was not looked into, where it holds layers that might have folded."""
+def notes(graph: Any, root: Any, looked: Collection[FxNode] = ()) -> Iterator[str]:
+    """What was not looked into, where it holds layers that might have folded; the bodies of nodes `looked` were."""
     for node in graph.nodes:
         for body in bodies(node, root):
+            if node in looked:
+                yield from notes(body.graph, body)
+                continue
             layers = Counter(_layers(body))
             if layers:
                 what = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in layers.items())

@@ -45,7 +45,7 @@ class FxDraft(ABC):
         self._called: dict[FxNode, str] = {}  # nodes that the engine gave a name of its own
         self._moved: set[FxNode] = set()  # nodes that are new or read another value than before
         self._view: Graph | None = None
-        self._names = Names({n.name for n in graph.nodes}, tensors)
+        self.unused = Names({n.name for n in graph.nodes}, tensors)
         self._dead_at_first = self._dead()
 
     @abstractmethod
@@ -88,7 +88,7 @@ class FxDraft(ABC):
         return self._view
 
     def fresh(self, hint: str) -> str:
-        return self._names.fresh(hint)
+        return self.unused.fresh(hint)
 
     def apply(self, edits: Sequence[Edit]) -> None:
         if not edits:

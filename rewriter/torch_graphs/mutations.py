@@ -12,6 +12,7 @@ from typing import Any
 from rewriter.torch_graphs.bodies import bodies, is_runner
 from rewriter.torch_graphs.calls import SIZES, FxNode, is_assert, op_of
 from rewriter.torch_graphs.dialect import Aten, Dialect
+from rewriter.torch_graphs.tensors import nodes_in
 
 LAYOUTS = frozenset({"as_strided", "stride", "storage_offset", "is_contiguous", "data_ptr"})
 """Operators whose result depends on where elements lie in memory."""
@@ -51,6 +52,21 @@ def _written(node: FxNode, dialect: Dialect) -> list[FxNode]:
     if inner and not any(mutations(body.graph, Aten(body)).impure for body in inner):
         return []
     return dialect.written(node)
+
+
+def sharing(graph: Any, dialect: Dialect) -> set[tuple[int, str]]:
+    """Which outputs, by their places, may share elements with which inputs, by name, or with which other outputs."""
+    same = _Classes()
+    for node in graph.nodes:
+        for other in dialect.aliased(node):
+            same.join(node, other)
+    outputs = nodes_in(graph.output_node().args)
+    found: set[tuple[int, str]] = set()
+    for place, node in enumerate(outputs):
+        members = same.members(node)
+        found |= {(place, n.name) for n in members if n.op == "placeholder"}
+        found |= {(place, f"output {other}") for other, n in enumerate(outputs) if other != place and n in members}
+    return found
 
 
 def _laid_out(graph: Any) -> set[FxNode]:

@@ -19,6 +19,10 @@ class Names:
         self._used = {*values, *tensors}
         self._tensors = set(tensors)
 
+    def avoid(self, values: Iterable[str]) -> None:
+        """Names that values of another graph have, for which these names are meant too."""
+        self._used.update(values)
+
     def fresh(self, hint: str) -> str:
         """A name near `hint`, which for a tensor tells what it is made of."""
         base, _, kind = hint.rpartition(".")

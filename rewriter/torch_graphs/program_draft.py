@@ -7,12 +7,13 @@ the structure of inputs. Writes in place that nobody can tell from others are ou
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
 from rewriter.torch_graphs import making, outputs, writes
-from rewriter.torch_graphs.calls import FxNode
+from rewriter.torch_graphs.calls import FxNode, attribute
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft, Sources
 from rewriter.torch_graphs.mutations import mutations
@@ -32,6 +33,7 @@ class ProgramDraft(FxDraft):
         tidied(graph)
         self._writes = writes.out_of_place(graph)
         self.program = program
+        self._bodies: dict[str, Any] = {}  # those that were edited, by their names
         self.signature = Signature.of(program, graph)
         super().__init__(graph, Aten(program.graph_module), self.signature.tensors)
 
@@ -48,7 +50,35 @@ class ProgramDraft(FxDraft):
         self._writes = []
         impure = mutations(self.graph, self.dialect).impure
         changed = {n for node in impure for n in node.all_input_nodes}
-        return self.signature.finished(self.graph, made, sources, changed)
+        return self.signature.finished(self.graph, self._root(), made, sources, changed)
+
+    def take(self, runner: FxNode, leading: int, body: Any, given: Sequence[FxNode | Constant]) -> None:
+        """Another body for an operator that runs one: what it is given are values, and tensors that are new."""
+        self.edited, self._view = True, None
+        operands: list[FxNode] = []
+        for one in given:
+            if isinstance(one, Constant):
+                self._made[one.name] = one
+                operands.append(self._input(one.name, {}))
+            else:
+                operands.append(one)
+        runner.args = (*runner.args[:leading], *operands)
+        self._bodies[runner.args[leading - 1].target] = body
+        self._moved.add(runner)
+
+    def _root(self) -> Any:
+        """The module that holds the bodies."""
+        whole = self.program.graph_module
+        if not self._bodies:
+            return whole
+        from torch import nn
+
+        root: Any = nn.Module()
+        root.meta = whole.meta
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                setattr(root, node.target, self._bodies.get(node.target, attribute(whole, node.target)))
+        return root
 
     def operators(self) -> list[str]:
         return self._operators(self.graph if self.edited else self.program.graph)

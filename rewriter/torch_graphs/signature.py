@@ -71,7 +71,6 @@ class Signature:
 
     def add(self, graph: Any, name: str, constant: Constant) -> FxNode:
         """A placeholder for a new tensor, behind the last parameter; one of whole numbers behind the last constant."""
-        import torch
         from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
         kind = InputKind.PARAMETER if constant.dtype in FLOATS else InputKind.CONSTANT_TENSOR
@@ -82,20 +81,31 @@ class Signature:
         with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
             made = graph.placeholder(f"p_{name.replace('.', '_')}")
         self.last[kind] = made
-        with _nothing() if self.mode is None else self.mode:
-            made.meta["val"] = torch.empty(constant.shape, dtype=getattr(torch, constant.dtype), device=self.device)
+        made.meta["val"] = self.without_elements(constant)
         self.specs[made] = InputSpec(kind, TensorArgument(made.name), name)
         return made
+
+    def without_elements(self, constant: Constant) -> Any:
+        """A tensor that stands for a new one in the graph."""
+        import torch
+
+        with _nothing() if self.mode is None else self.mode:
+            return torch.empty(constant.shape, dtype=getattr(torch, constant.dtype), device=self.device)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def finished(
-        self, graph: Any, made: Mapping[str, Any], sources: Mapping[str, Sequence[str]], changed: Collection[FxNode]
+        self,
+        graph: Any,
+        root: Any,
+        made: Mapping[str, Any],
+        sources: Mapping[str, Sequence[str]],
+        changed: Collection[FxNode],
     ) -> Any:
         """The program of an edited graph with its new tensors, everything else shared with the one that came.
 
-        A tensor is trained where one of the parameters is that it was made of. What a run of either program may change,
-        as what nodes `changed` give, each has for itself.
+        `root` holds its bodies. A tensor is trained where one of the parameters is that it was made of. What a run of
+        either program may change, as what nodes `changed` give, each has for itself.
         """
         import torch
         from torch.export import ExportedProgram
@@ -129,7 +139,7 @@ class Signature:
             held.update({name: _copied(held[name]) for name in running & held.keys()})
         graph.lint()
         program = ExportedProgram(
-            root=self.program.graph_module,
+            root=root,
             graph=graph,
             graph_signature=ExportGraphSignature([*self.specs.values()], specs),
             state_dict=_ordered(state, self.specs.values()),
