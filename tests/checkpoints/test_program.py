@@ -186,6 +186,38 @@ def test_what_ordinary_programs_do_not_have_needs_trust(kind: str, archive: Path
     assert program.problem_of(source(changed(archive, tmp_path, REFUSED[kind])))
 
 
+class Controlled(torch.nn.Module):
+    """Branches, and a region without autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cond(x.sum() > 0, lambda t: self.conv(t), lambda t: t - 1, (x,))
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(y.float())
+
+
+def test_graphs_that_a_program_runs_are_walked_as_its_own(tmp_path: Path) -> None:
+    made = torch.export.export(Controlled(), (torch.ones(2, 3, 4, 4),))
+    torch.export.save(made, tmp_path / "net.pt2")
+    found, x = program.load(source(tmp_path / "net.pt2")), torch.randn(2, 3, 4, 4)
+    assert torch.equal(found.module()(x), made.module()(x))
+    text = members(tmp_path / "net.pt2")["net/models/model.json"]
+    assert text.count(b"torch.ops.aten.sub.Tensor") == 1 and text.count(b"as_graph") == 3
+    for old, new in (
+        (b"torch.ops.aten.sub.Tensor", b"torch.load"),  # in a branch
+        (b"torch.ops.aten.sub.Tensor", b"torch.ops.aten.from_file.default"),
+        (b"torch.ops.higher_order.cond", b"torch.ops.higher_order.call_torchbind"),
+        (b'"name": "true_graph_0"', b'"name": "a = 1; b"'),
+    ):
+        content = members(tmp_path / "net.pt2")
+        assert old in text
+        content["net/models/model.json"] = text.replace(old, new)
+        assert program.problem_of(source(tmp_path / "x.pt2", zipped(content)))
+
+
 def test_a_flipped_byte_is_an_answer_of_ours(archive: Path, tmp_path: Path) -> None:
     data = archive.read_bytes()
     for position in range(0, len(data), 97):

@@ -103,9 +103,8 @@ def test_a_region_folds_as_the_program_around_it_does(runs: Runs, tmp_path: Path
     x = image(2, 8, 12, 10, seed=4)
     wanted = after.module()(x)
     assert same([wanted], [net(x)], 2e-6) and wanted.requires_grad
-    torch.export.save(after, tmp_path / "ship.pt2")
-    again = torch.export.load(tmp_path / "ship.pt2")
-    assert torch.equal(again.module()(x), wanted) and not rewriter.apply(again, EXACT).report.changed
+    again = rewriter.apply(result.save(tmp_path / "ship.pt2"), EXACT)  # an archive of such regions needs no trust
+    assert torch.equal(again.model.module()(x), wanted) and not again.report.changed
     made = onnx.load(result.save(tmp_path / "ship.onnx"))
     inlined = onnx.inliner.inline_local_functions(made)
     assert sum(node.op_type == "Conv" for node in inlined.graph.node) == 3
