@@ -22,7 +22,6 @@ from rewriter.torch_graphs.mutations import mutations, sharing
 from rewriter.torch_graphs.picture import Surroundings
 from rewriter.torch_graphs.program_draft import ProgramDraft
 from rewriter.torch_graphs.tensors import nodes_in
-from rewriter.torch_graphs.tidying import tidied
 
 _LEADING = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5}
 """By the operator, how many arguments stand before what its body is given; the last of them is the body."""
@@ -52,7 +51,7 @@ class BodyDraft(FxDraft):
         graph = copy.deepcopy(self.body.graph)
         for node, original in zip(graph.nodes, self.body.graph.nodes, strict=True):
             node.name = original.name
-        tidied(graph)
+        super().__init__(self.body.graph, graph, Aten(self.body), ())
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         self.operands = dict(zip(placeholders, runner.args[leading:], strict=True))
         taken = {n.name for n in graph.nodes}
@@ -66,7 +65,6 @@ class BodyDraft(FxDraft):
                 self.names[node] = name if name not in taken else node.name
         self._unread = {n for n in placeholders if not n.users}
         self._shared = sharing(graph, Aten(self.body))
-        super().__init__(graph, Aten(self.body), ())
         self.unused = outer.unused  # one state dict holds what is made of either
         self.unused.avoid(taken)
 
@@ -83,7 +81,7 @@ class BodyDraft(FxDraft):
         from torch.fx import GraphModule
 
         del sources
-        self._loosen()
+        self._settle()
         for node in [n for n in self.operands if not n.users and n not in self._unread]:
             del self.operands[node]
             self.graph.erase_node(node)

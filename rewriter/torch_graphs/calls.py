@@ -188,8 +188,8 @@ def alike(one: Any, other: Any) -> bool:
     """Whether two nodes give tensors of the same sizes and type, and in the same place."""
     if not (is_node(one) and is_node(other) and is_tensor(fake(one)) and is_tensor(fake(other))):
         return False
-    same = shape_of(one) == shape_of(other) and dtype_of(one) == dtype_of(other)
-    return same and fake(one).device == fake(other).device
+    shapes = [[str(extent) for extent in fake(node).shape] for node in (one, other)]
+    return shapes[0] == shapes[1] and dtype_of(one) == dtype_of(other) and fake(one).device == fake(other).device
 
 
 def path_of(node: FxNode) -> str:

@@ -22,22 +22,28 @@ from rewriter.rewriting.edits import (
     Undeclare,
     ends,
 )
-from rewriter.torch_graphs import making
+from rewriter.torch_graphs import making, writes
 from rewriter.torch_graphs.calls import FxNode, fake, is_assert
 from rewriter.torch_graphs.dialect import Dialect
 from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.naming import Names
 from rewriter.torch_graphs.picture import Native, Surroundings, picture
 from rewriter.torch_graphs.tensors import nodes_in
+from rewriter.torch_graphs.tidying import tidied
 
 Sources: TypeAlias = "Mapping[str, Sequence[str]]"
 """By the name of a new tensor, those of the original that it was made of."""
 
 
 class FxDraft(ABC):
-    """`graph` is ours to edit; what a kind of graph does in its own way is left to the classes below."""
+    """`graph` is a copy of the `given` one and ours to edit; what a kind of graph does in its own way is left to the
+    classes below. Writes in place that nobody can tell from others are out of place until the draft ends.
+    """
 
-    def __init__(self, graph: Any, dialect: Dialect, tensors: Collection[str]) -> None:
+    def __init__(self, given: Any, graph: Any, dialect: Dialect, tensors: Collection[str]) -> None:
+        tidied(graph)
+        self._given = given
+        self._writes = writes.out_of_place(graph)
         self.graph = graph
         self.dialect = dialect
         self.edited = False
@@ -76,9 +82,7 @@ class FxDraft(ABC):
 
     def operators(self) -> list[str]:
         """The operators of the graph as it stands, by name, one entry for each node that is one."""
-        return self._operators(self.graph)
-
-    def _operators(self, graph: Any) -> list[str]:
+        graph = self.graph if self.edited else self._given
         called = [n for n in graph.nodes if n.op.startswith("call_") and not is_assert(n)]
         return [self.dialect.name(node).rpartition(".")[2] for node in called]
 
@@ -191,6 +195,12 @@ class FxDraft(ABC):
         for node in reversed(list(self.graph.nodes)):
             if node in dead:
                 self._erase(node)
+
+    def _settle(self) -> None:
+        """What no edit took as it was, and what an edit moved so that it holds wherever it stands."""
+        self._loosen()
+        writes.in_place(self.graph, self._writes)
+        self._writes = []
 
     def _loosen(self) -> None:
         """What an edit made may lie in memory otherwise than what stood there: a view of it must not depend on that."""

@@ -41,14 +41,14 @@ class ModuleDraft(FxDraft):
         modules = [name for name, _ in module.named_modules()]
         dialect = Modules(self.work, names)
         self.modules = dialect
-        super().__init__(self.work.graph, dialect, [*names.values(), *modules, *module.state_dict()])
+        super().__init__(module.graph, self.work.graph, dialect, [*names.values(), *modules, *module.state_dict()])
 
     def finish(self, sources: Sources) -> Any:
         from torch.fx import GraphModule
 
         if not self.edited:
             return self.given
-        self._loosen()
+        self._settle()
         for path, roles in self.modules.made.items():
             module = self.work.get_submodule(path)
             for role, held in roles.items():

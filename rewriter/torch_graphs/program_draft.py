@@ -1,7 +1,7 @@
 """An exported program under edit, and a program made of it at the end.
 
 Invariant: the program that came is never changed, and what no edit touches is shared with it: tensors, sizes, guards,
-the structure of inputs. Writes in place that nobody can tell from others are out of place while the draft is edited.
+the structure of inputs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
-from rewriter.torch_graphs import making, outputs, writes
+from rewriter.torch_graphs import making, outputs
 from rewriter.torch_graphs.calls import FxNode, attribute
 from rewriter.torch_graphs.dialect import Aten
 from rewriter.torch_graphs.draft import FxDraft, Sources
@@ -20,7 +20,6 @@ from rewriter.torch_graphs.mutations import mutations
 from rewriter.torch_graphs.picture import Surroundings
 from rewriter.torch_graphs.signature import Signature
 from rewriter.torch_graphs.tensors import stored
-from rewriter.torch_graphs.tidying import tidied
 
 
 class ProgramDraft(FxDraft):
@@ -30,24 +29,20 @@ class ProgramDraft(FxDraft):
         graph = copy.deepcopy(program.graph)  # copies no tensors
         for node, original in zip(graph.nodes, program.graph.nodes, strict=True):
             node.name = original.name  # a copy renames what is called as a builtin is (`input`)
-        tidied(graph)
-        self._writes = writes.out_of_place(graph)
         self.program = program
         self._bodies: dict[str, Any] = {}  # those that were edited, by their names
         self.signature = Signature.of(program, graph)
-        super().__init__(graph, Aten(program.graph_module), self.signature.tensors)
+        super().__init__(program.graph, graph, Aten(program.graph_module), self.signature.tensors)
 
     def finish(self, sources: Sources) -> Any:
         if not self.edited:
             return self.program
-        self._loosen()
+        self._settle()
         made = {
             name: stored(name, constant.load(), constant.dtype)
             for name, constant in self._made.items()
             if any(called == name and n.users for n, called in self._called.items())
         }
-        writes.in_place(self.graph, self._writes)
-        self._writes = []
         impure = mutations(self.graph, self.dialect).impure
         changed = {n for node in impure for n in node.all_input_nodes}
         return self.signature.finished(self.graph, self._root(), made, sources, changed)
@@ -79,9 +74,6 @@ class ProgramDraft(FxDraft):
             if node.op == "get_attr":
                 setattr(root, node.target, self._bodies.get(node.target, attribute(whole, node.target)))
         return root
-
-    def operators(self) -> list[str]:
-        return self._operators(self.graph if self.edited else self.program.graph)
 
     def _surroundings(self) -> Surroundings:
         held = {n: constant for n, constant in self.signature.stored.items() if n not in self._called}

@@ -63,10 +63,12 @@ def _without_whole_slice(graph: Any, node: FxNode) -> None:
 
 
 def _without_whole_scatter(graph: Any, node: FxNode) -> None:
-    """A new value all of which is written, as what is written, where nobody else reads that."""
+    """A new value all of which is written, as what is written, where only this reads it; outputs keep their names."""
     base, source, *where = node.args
     new = is_node(source) and op_of(source) in ("clone", "slice_scatter", "select_scatter")
-    if not new or not _is_whole(*where, **node.kwargs) or len(source.users) > 1 or not alike(base, source):
+    if not new or any(user.op == "output" for user in node.users):
+        return
+    if not _is_whole(*where, **node.kwargs) or len(source.users) > 1 or not alike(base, source):
         return
     node.replace_all_uses_with(source)
     graph.erase_node(node)

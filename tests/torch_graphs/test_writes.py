@@ -138,6 +138,17 @@ def test_images_of_any_size_are_ringed_alike(core: bool) -> None:
 
 
 @torch.no_grad()
+def test_a_module_that_a_program_gives_folds_too() -> None:
+    net, x = settled(Ringed(rows_and_columns)), image(2, 3, 6, 7)
+    before = exported(net, x).module()
+    given = str(before.graph)
+    result = rewriter.apply(before, ["deploy"], example_inputs=(x,))
+    assert "copy_" not in str(result.model.graph) and "copy_" in given and str(before.graph) == given
+    assert same([result.model(x)], [net(x)], 2e-6)
+    assert result.report.verification.verdict is Verdict.OK
+
+
+@torch.no_grad()
 def test_a_row_that_lies_in_larger_images_only_does_not_fold() -> None:
     def far_in(net: Ringed, x: Tensor) -> Tensor:
         y = net.padded(x)
@@ -326,7 +337,28 @@ def test_a_ring_that_becomes_an_output_gives_its_name_to_it() -> None:
     assert result.report.verification.verdict is Verdict.OK
 
 
-def _written(program: torch.export.ExportedProgram) -> list[str]:
+@torch.no_grad()
+def test_a_ring_that_is_an_output_keeps_its_name() -> None:
+    net, x = settled(Ringed(an_output_too)), image(2, 3, 6, 7)
+    open_ = exported(net, x, dynamic_shapes=({axis: torch.export.Dim.AUTO for axis in (0, 2, 3)},))
+    result = rewriter.apply(before := open_.run_decompositions(), ["deploy"])
+    assert [s.arg.name for s in result.model.graph_signature.output_specs] == [
+        s.arg.name for s in before.graph_signature.output_specs
+    ]
+    assert result.report.verification.verdict is Verdict.OK
+
+
+@torch.no_grad()
+def test_what_a_module_writes_elsewhere_stays_in_place() -> None:
+    net, x = settled(Ringed(three_sides)), image(2, 3, 6, 7)
+    before = exported(net, x).module()
+    result = rewriter.apply(before, ["deploy"], example_inputs=(x,))
+    assert "aten.batch_norm" not in str(result.model.graph)
+    assert _written(result.model) == _written(before)
+    assert same([result.model(x)], [net(x)], 2e-6)
+
+
+def _written(program: Any) -> list[str]:
     """What writes, and into what, in order."""
     writes = [n for n in program.graph.nodes if str(n.target).endswith("_.default")]
     scatters = [f"{n.name} = {n.target}{n.args[2:]}" for n in program.graph.nodes if "scatter" in str(n.target)]
