@@ -23,8 +23,8 @@ from rewriter.checking.samples import Case
 from rewriter.checking.wire import Array
 
 SEEDS = (1, 2, 3)
-_MORE_SEEDS = range(4, 13)
-_NEAR = 8.0  # times the limit: further off is no bad luck with three runs
+MORE_SEEDS = range(4, 13)
+NEAR = 8.0  # times the limit: further off is no bad luck with three runs
 _WANTED_SIZES = 2
 
 
@@ -237,8 +237,8 @@ def remeasure(trial: Trial, differences: dict[str, list[Measured]]) -> None:
     if trial.request.tolerance is not None:
         return
     _remeasure(trial, differences, SEEDS, lambda m: not m.own_taken_here)
-    for seed in _MORE_SEEDS:
-        if not _remeasure(trial, differences, (seed,), lambda m: compare.badness(m) <= _NEAR):
+    for seed in MORE_SEEDS:
+        if not _remeasure(trial, differences, (seed,), lambda m: compare.badness(m) <= NEAR):
             break
 
 
