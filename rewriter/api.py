@@ -203,7 +203,7 @@ def inspect(model: Model) -> Inspection:
     """Where the nodes, parameters and multiply-adds of `model` are, and what each shipped pattern would do."""
     opened = _open(model)
     draft = OnnxDraft(opened.proto, opened.folder)
-    graph = draft.view()
+    graph = draft.view().as_stored
     known = sizes.infer(draft.model, draft.nodes)
     outputs, shared, dead = outlook.needs(graph, known)
     return Inspection(

@@ -229,7 +229,9 @@ def _cut(node: Node, inner: Affine, size: Size, axis: int, run: tuple[int, int, 
     """Every `step`-th place of one spatial axis from a start on, up to an end that is the value's own or known."""
     (start, end, step), extent = run, inner.extent(size)[axis]
     if extent is not None and step > 0:
-        first, last, _ = slice(start, end, step).indices(extent)
+        first, last, _ = slice(start, end, step).indices(
+            max(extent, 0)
+        )  # a window that does not fit has less than none
         growth = last - extent - first
         if last <= first:
             return Refusal(Reason.SHAPE, name_of(node), "leaves nothing of the image")

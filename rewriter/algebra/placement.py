@@ -163,7 +163,7 @@ def assigned(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refu
     spatial = term.placement.extent(tuple(stood_in))
     extents = _extents(term.layout, inner.outputs, images if isinstance(images, int) else 1, spatial)
     bounds = [*zip(node.attrs["starts"], node.attrs["stops"], strict=True)]
-    if extents is None or not len(extents) == len(bounds) == values.ndim:
+    if extents is None or not len(extents) == len(bounds) == values.ndim or min(extents) < 1:
         return Refusal(Reason.SHAPE, name, "writes to a value with other axes")
     rooms: dict[Axis, tuple[int, int]] = {
         (2 + axis,): ends for axis, ends in enumerate(term.placement.pads) if core[axis] is None

@@ -50,9 +50,15 @@ class Sizes:
 
 def sizes(graph: Graph) -> Sizes:
     """The sizes of all values of `graph`."""
+    found = measured(graph)
+    return Sizes(found.dims, found.elements, found.log.assumptions, found.log.assertions)
+
+
+def measured(graph: Graph) -> Pass:
+    """The pass over `graph`, done: for those who ask it for more."""
     found = Pass(graph)
     found.run()
-    return Sizes(found.dims, found.elements, found.log.assumptions, found.log.assertions)
+    return found
 
 
 @dataclass(slots=True)

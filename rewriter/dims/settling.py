@@ -17,16 +17,17 @@ from rewriter.dims.writes import FAR, SCATTERS, Spreads, anchored, is_open, writ
 from rewriter.graph.view import Graph, Node
 
 
-def plain_nodes(graph: Graph) -> Mapping[int, Node]:
-    """The nodes of the graph whose settings are computed from sizes, as such with known settings, by index."""
-    computed = [node for node in graph.nodes if node.op in RULES and _is_computed(node)]
-    if not computed:
-        return {}
-    sizes = Pass(graph)
-    sizes.run()
+def has_computed(graph: Graph) -> bool:
+    return any(node.op in RULES and _is_computed(node) for node in graph.nodes)
+
+
+def plain_nodes(sizes: Pass) -> Mapping[int, Node]:
+    """The nodes whose settings are computed from sizes, as such with known settings, by index; `sizes` are known."""
     spreads = Spreads(sizes)
     made: dict[int, Node] = {}
-    for node in computed:
+    for node in sizes.graph.nodes:
+        if node.op not in RULES or not _is_computed(node):
+            continue
         try:
             found = RULES[node.op](node, spreads)
         except (LookupError, ValueError, TypeError):  # a malformed node tells nothing

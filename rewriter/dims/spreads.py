@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -151,10 +152,10 @@ def counted(elements: Array) -> Spread:
 
 
 def listing(items: Sequence[Poly]) -> Spread:
-    """A list of whole numbers that may depend on sizes."""
-    known = [item.constant for item in items]
-    if items and None not in known:
-        return counted(np.array(known, dtype=np.int64))
-    tile: Objects = np.empty(len(items), dtype=np.object_)
-    tile[:] = items
-    return Spread((number(len(items)),), tile, np.zeros((1, len(items)), dtype=np.int64))
+    """A list of whole numbers that may depend on sizes; where they rise evenly, as a step."""
+    dims = (number(len(items)),)
+    rises = {b - a for a, b in pairwise(items)}
+    step = rises.pop().constant if len(rises) == 1 else None
+    tile: Objects = np.empty(len(items) if step is None else 1, dtype=np.object_)
+    tile[:] = items[: len(tile)]
+    return Spread(dims, tile, np.full((1, len(tile)), step or 0, dtype=np.int64))

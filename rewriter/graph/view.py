@@ -110,7 +110,8 @@ class Graph:
     """The picture: nodes in topological order, values by name, inputs and outputs in the model's order.
 
     `shapes_hold` says that the shapes of all values were proved by whoever traced the graph: two extents of one name
-    are equal there, whatever values they belong to.
+    are equal there, whatever values they belong to. `stored` is the same graph with every node reading what it reads in
+    the model, where this one has known settings in place of what computes them from sizes.
     """
 
     nodes: tuple[Node, ...]
@@ -119,6 +120,11 @@ class Graph:
     outputs: tuple[Value, ...]
     opset: int
     shapes_hold: bool = False
+    stored: Graph | None = None
+
+    @property
+    def as_stored(self) -> Graph:
+        return self.stored or self
 
     def producer(self, value: Value) -> Node | None:
         return None if value.producer is None else self.nodes[value.producer]

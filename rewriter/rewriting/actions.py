@@ -65,12 +65,13 @@ def _measured(graph: Graph, region: Region, plan: Plan) -> Refusal | None:
     """A node that stays while a value goes from whose size its settings are computed."""
     removed = {edit.node.index: edit.node for edit in plan.edits if isinstance(edit, RemoveNode)}
     stay = {edit.old for edit in plan.edits if isinstance(edit, Rewire)} | {region.exit.name}
-    for value in (value for node in removed.values() for value in node.outputs):
-        others = set(value.measured_by) - removed.keys()
-        if others and value.name not in stay:
-            reader = graph.nodes[min(others)]
-            detail = f"{reader.name or reader.output.name} writes or cuts where the size of {value.name} says"
-            return Refusal(Reason.ESCAPE, region.name, detail)
+    for node in removed.values():
+        for value in node.outputs:
+            others = set(value.measured_by) - removed.keys()
+            if others and value.name not in stay:
+                reader = graph.nodes[min(others)]
+                detail = f"{reader.name or reader.output.name} follows from the size of this value inside the match"
+                return Refusal(Reason.ESCAPE, node.name or node.output.name, detail)
     return None
 
 

@@ -126,7 +126,7 @@ def _settle_outputs(
     for loaded in patterns:
         if isinstance(loaded.pattern.match, BodyMatch):
             continue
-        graph = draft.view()
+        graph = draft.view().as_stored
         params = {p.name: loaded.value(p.name) for p in loaded.pattern.params}
         decision = outputs.decide(graph, loaded.pattern, params, keep_all=keep_all)
         if isinstance(decision, Refusal):

@@ -33,6 +33,7 @@ class Narrowed:
 
 def narrow(graph: Graph, fresh: Fresh) -> tuple[list[Edit], list[Narrowed]]:
     """The edits that take stacks away, one slice of which is wanted, and what they do."""
+    graph = graph.as_stored
     edits: list[Edit] = []
     done: list[Narrowed] = []
     touched: set[int] = set()

@@ -19,9 +19,10 @@ from rewriter.algebra.proof import prove_rounded
 from rewriter.errors import VerificationError
 from rewriter.graph.onnx import view
 from rewriter.graph.proto import captured_names, live_names, producers, topological
+from rewriter.graph.raw import Extents
 from rewriter.graph.settled import settled
 from rewriter.graph.tensors import elements, tensor_of
-from rewriter.graph.view import Constant, Graph
+from rewriter.graph.view import Constant, Graph, Node
 from rewriter.rewriting import names
 from rewriter.rewriting.edits import (
     AddConstant,
@@ -73,8 +74,12 @@ class OnnxDraft:
             self._view = view(self.model, **parts)
             if known := fixed_sizes(self._view):
                 self._view = view(self.model, **parts, sizes=known)
-            self._view = in_plain_terms(self._view, lambda sizes: view(self.model, **parts, sizes=sizes))
+            self._view = in_plain_terms(self._view, self._part)
         return self._view
+
+    def _part(self, nodes: Sequence[Node], sizes: Mapping[str, Extents]) -> Graph:
+        protos = [node.native for node in nodes if isinstance(node.native, NodeProto)]
+        return view(self.model, nodes=protos, folder=self.folder, made=self.made, sizes=sizes)
 
     def fresh(self, hint: str) -> str:
         """A name that nothing in the model has, near `hint`; it is taken from now on."""
@@ -93,7 +98,7 @@ class OnnxDraft:
         """
         if not edits:
             return
-        before = self.view()
+        before = self.view().as_stored
         self._touched()
         removed = {id(e.node.native) for e in edits if isinstance(e, RemoveNode)}
         added: dict[int, list[NodeProto]] = {}

@@ -15,14 +15,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rewriter.dims.settling import plain_nodes
+from rewriter.dims.engine import Pass, measured
+from rewriter.dims.settling import has_computed, plain_nodes
 from rewriter.graph.raw import Extents
 from rewriter.graph.settled import released, with_values
 from rewriter.graph.view import Graph, Node, Value
 from rewriter.rewriting.sized import sampled_sizes
 
-At: TypeAlias = Callable[[Mapping[str, Extents]], Graph]
-"""The same graph where values, by name, have these extents."""
+At: TypeAlias = Callable[[Sequence[Node], Mapping[str, Extents]], Graph]
+"""Some nodes of the graph alone, where values, by name, have these extents."""
 
 MOST_ELEMENTS = 1 << 24
 """Of a value at a sample size; a write into a larger one is not confirmed."""
@@ -30,16 +31,38 @@ MOST_ELEMENTS = 1 << 24
 
 def in_plain_terms(graph: Graph, at: At) -> Graph:
     """The graph, nodes whose settings are computed from sizes as such with known ones where they are proved."""
-    made = plain_nodes(graph)
+    if not has_computed(graph):
+        return graph
+    sizes = measured(graph)
+    made = plain_nodes(sizes)
+    computing = _computing(sizes, made)
     for turn in range(2 if made else 0):
-        sizes = sampled_sizes(graph, turn, [graph.nodes[index].data[0] for index in made])
-        there = at(sizes)
+        extents = sampled_sizes(sizes, turn)
+        there = {id(node.native): node for node in at(computing, extents).nodes}
         made = {
             index: node
             for index, node in made.items()
-            if _confirmed(node, there.nodes[index], sizes.get(graph.nodes[index].data[0].name, (None,)))
+            if _confirmed(node, there[id(node.native)], extents.get(graph.nodes[index].data[0].name, (None,)))
         }
-    return _rewritten(graph, made) if made else graph
+    return replace(_rewritten(graph, made), stored=graph) if made else graph
+
+
+def _computing(sizes: Pass, made: Mapping[int, Node]) -> list[Node]:
+    """The nodes that are made plain, and those that compute their settings, down to what reads a size."""
+    found: set[int] = set()
+    waiting = list(made)
+    while waiting:
+        index = waiting.pop()
+        node = sizes.graph.nodes[index]
+        if index in found:
+            continue
+        found.add(index)
+        if index in made:
+            read = [value for value in sizes.operands(node)[1:] if value not in made[index].data]
+        else:
+            read = [] if node.op in ("shape", "size") else sizes.operands(node)
+        waiting += [value.producer for value in read if value is not None and value.producer is not None]
+    return [sizes.graph.nodes[index] for index in sorted(found)]
 
 
 def _confirmed(plain: Node, node: Node, extents: Extents) -> bool:

@@ -77,6 +77,7 @@ class Rerooting:
 
 def reroot(graph: Graph, wanted: Collection[str] | None = None, *, allow_lost: bool = False) -> Rerooting:
     """Other sources for the sizes that outputs named in `wanted` (all, where None) read from what else would die."""
+    graph = graph.as_stored
     roots = [value for value in graph.outputs if wanted is None or value.name in wanted]
     failed: dict[int, Stayed] = {}
     kept = [value for value in roots]
@@ -104,6 +105,7 @@ def unhook(graph: Graph, names: Collection[str]) -> Rerooting:
     Such a value could be folded away but for its size. The sources are inputs of the model and values that several
     nodes read, which no fold takes. Everything stays, so every assumption is implied; what has no source is left out.
     """
+    graph = graph.as_stored
     stays = bytearray(b"\x01") * len(graph.nodes)
     several = _read_by_several(graph, stays)
     hooked = set(names) - several

@@ -6,11 +6,12 @@ the first region asks. Invariant: an extent is a number only where it is that fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from rewriter.dims import Sizes, sizes
 from rewriter.dims.declared import opaque_number
+from rewriter.dims.engine import Pass
 from rewriter.dims.polynomials import Poly, atom, evaluated
 from rewriter.dims.sizes import Dims
 from rewriter.graph.raw import Extents
@@ -56,25 +57,24 @@ def fixed_sizes(graph: Graph) -> dict[str, Extents]:
     return {name: tuple([size.expr.constant for size in dims[name]]) for name in read if name in dims}
 
 
-def sampled_sizes(graph: Graph, turn: int, values: Iterable[Value]) -> dict[str, Extents]:
-    """The extents of these `values` and of those whose size a node reads, where the inputs have one of two sizes.
+def sampled_sizes(sizes: Pass, turn: int) -> dict[str, Extents]:
+    """The extents of all values where the inputs have one of two sizes; None where one does not follow from these.
 
-    Their open extents are small, differ, and are what nets halve without a rest; None where one does not follow.
+    Their open extents are small, differ, and are what nets halve without a rest.
     """
-    dims = sizes(graph).dims
     samples: dict[Poly, int] = {}
-    for value in graph.inputs:
-        for axis, size in enumerate(dims.get(value.name, ())):
+    for value in sizes.graph.inputs:
+        for axis, size in enumerate(sizes.dims.get(value.name, ())):
             samples.setdefault(size.expr, SAMPLES[(turn + axis) % 2] if axis else 1 + turn)
 
+    @cache
     def extent(of: Poly) -> int | None:
         try:
             return evaluated(of, lambda symbol: samples[atom(symbol)], opaque_number)
         except LookupError:
             return None
 
-    names = {*_asked(graph), *(value.name for value in values)} & dims.keys()
-    return {name: tuple([extent(size.expr) for size in dims[name]]) for name in names}
+    return {name: tuple([extent(size.expr) for size in dims]) for name, dims in sizes.dims.items()}
 
 
 SAMPLES = (32, 64)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from rewriter.dims.engine import measured
 from rewriter.dims.settling import plain_nodes
 from rewriter.graph.onnx import view
 
@@ -36,7 +37,7 @@ def cut(*nodes: NodeProto, start: str = "1", end: str = "end", axis: str = "high
         [numpy_helper.from_array(np.int64(numbers), name) for name, numbers in held.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    found = plain_nodes(view(model)).get(len(nodes) + 1)
+    found = plain_nodes(measured(view(model))).get(len(nodes) + 1)
     if found is None:
         return None
     assert [value.name for value in found.data] == ["x"] and found.problem is None
@@ -85,7 +86,7 @@ def reshaped(*sizes: str) -> Any:
         [numpy_helper.from_array(np.int64(number), name) for name, number in numbers.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    found = plain_nodes(view(model)).get(len(nodes))
+    found = plain_nodes(measured(view(model))).get(len(nodes))
     return None if found is None else found.attrs["shape"]
 
 

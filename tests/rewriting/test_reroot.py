@@ -161,6 +161,19 @@ def test_the_input_comes_first_and_only_what_is_read_has_to_agree() -> None:
     assert op_histogram(unchanged(draft, model)).get("Conv", 0) == 0
 
 
+def test_a_cut_whose_end_is_told_by_the_branch_is_told_by_the_input() -> None:
+    model = model_of(
+        op("Conv", "x k", "aux"),
+        op("Shape", "aux", "s", start=2, end=3),
+        op("Sub", "s two", "end"),
+        op("Slice", "x zero end two", "main"),
+        k=np.zeros((5, 2, 1, 1), np.float32),
+    )
+    draft, done = without(model, "aux")
+    assert pairs(done) == [("aux", "x")]
+    assert op_histogram(unchanged(draft, model)).get("Conv", 0) == 0
+
+
 @pytest.mark.parametrize(
     ("first", "last", "moves"), [("two", "four", True), ("two", "far", True), ("zero", "two", False)]
 )
