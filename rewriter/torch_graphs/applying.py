@@ -22,7 +22,7 @@ from rewriter.language.library import LoadedPattern
 from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
-from rewriter.torch_graphs import bodies, inside, running, tracing
+from rewriter.torch_graphs import bodies, inside, modes, running, tracing
 from rewriter.torch_graphs.body_draft import BodyDraft, body_drafts
 from rewriter.torch_graphs.draft import FxDraft
 from rewriter.torch_graphs.module_draft import ModuleDraft
@@ -138,7 +138,8 @@ def apply(
         verification = Verification(Verdict.OK, "nothing was changed")
         if draft.edited:
             verification = verify(_runnable(given.model, given), _runnable(made, given), _told(progress))
-    notes = (*given.notes, *bodies.notes(draft.graph, draft.dialect.root, [body.runner for body, _ in looked]))
+    unseen = bodies.notes(draft.graph, draft.dialect.root, [body.runner for body, _ in looked])
+    notes = (*given.notes, *modes.notes(draft.graph, draft.dialect), *unseen)
     folds = tuple(_stored(fold, stored) for fold in folds if fold.tensor in draft.view().values)
     return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes)
 

@@ -88,6 +88,31 @@ def test_the_result_is_in_evaluation_form_and_may_be_told_so() -> None:
         result.model.train()
 
 
+class Dropping(nn.Module):
+    """The second dropout is on whatever the mode is, as it is written by mistake; the second norm has no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.batch = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.dropout(self.norm(self.conv(x)), 0.2, self.training)
+        return self.batch(nn.functional.dropout(y, 0.2))
+
+
+def test_layers_that_were_traced_in_training_mode_are_told() -> None:
+    x, net = image(2, 4, 8, 8), Dropping()
+    said = "in training mode, as traced: 1 norm and 2 dropouts, which"
+    for given in (torch.export.export(net, (x,)), torch.fx.symbolic_trace(net)):
+        inputs = {"example_inputs": x} if isinstance(given, nn.Module) else {}
+        (note,) = rewriter.apply(given, EXACT, verify=False, **inputs).report.notes
+        assert note.startswith(said)
+    (note,) = rewriter.apply(net, EXACT, verify=False, example_inputs=x).report.notes  # traced in evaluation form
+    assert note.startswith("in training mode, as traced: 1 dropout, which")
+    assert not rewriter.apply(settled(Net()), EXACT, example_inputs=image(2, 8, 12, 10)).report.notes
+
+
 def test_a_module_without_inputs_is_asked_for_them() -> None:
     with pytest.raises(UsageError, match="example_inputs"):
         rewriter.apply(settled(RepVGG()), EXACT)
