@@ -193,7 +193,7 @@ class FxDraft(ABC):
                 self._erase(node)
         dead = self._dead() - self._dead_at_first
         for node in reversed(list(self.graph.nodes)):
-            if node in dead:
+            if node in dead and all(is_assert(user) for user in node.users):  # what was dead before goes on reading
                 self._erase(node)
 
     def _settle(self) -> None:

@@ -161,6 +161,27 @@ def test_what_two_layers_share_stays_for_the_other(build: Callable[[], nn.Module
     assert same([after(x)], [net(x)], 2e-6)
 
 
+class Unread(nn.Module):
+    """A layer that is called twice, the second time for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.sigmoid(self.conv(x + 1))
+        return self.norm(self.conv(x))
+
+
+def test_what_nobody_reads_stays_with_what_it_reads() -> None:
+    net, x = settled(Unread()), image(1, 3, 7, 6)
+    before = exported(net, x).module()
+    after = rewriter.apply(before, ["conv-bn"], example_inputs=(x,)).model
+    assert str(before.graph).count("conv2d.default") == 2 and str(after.graph).count("conv2d.default") == 1
+    assert "batch_norm.default" not in str(after.graph)
+    assert same([after(x)], [net(x)], 2e-6)
+
+
 class Functional(nn.Module):
     """The same block in functions and methods, its tensors parameters of its own."""
 
