@@ -146,7 +146,7 @@ class _Builder:
         call = self.dialect.call(node, self._value)
         found = read(call, self.dialect.name(node), data, several=any(n.args[1] > 0 for n in getitems))
         reading = self._marked(node, reads, found.canonical, data)
-        constant = self._constant(node, data)
+        constant = self._constant(node)
         scope = self.dialect.scope(node)
         return Node(
             index, reading.op, f"{scope}/{node.name}", reading.data, self._outputs(index, node, getitems, constant),
@@ -163,10 +163,10 @@ class _Builder:
             problem = problem or CHANGED
         return reading if problem is None else replace(reading, data=data, consts={}, problem=problem)
 
-    def _constant(self, node: FxNode, data: Sequence[Value]) -> Constant | None:
+    def _constant(self, node: FxNode) -> Constant | None:
         unique = {n: self._value(n).constant for n in node.all_input_nodes}
         known = [constant for constant in unique.values() if constant is not None]
-        if node in self.changes.impure or not data or len(known) != len(unique):
+        if node in self.changes.impure or len(known) != len(unique):
             return None
         function = self.dialect.function(node)
         return None if function is None else computed(node, known, function)

@@ -17,7 +17,7 @@ from rewriter.graph.constants import FLOATS, INTEGERS
 from rewriter.graph.evaluation import Unknown, derived
 from rewriter.graph.tensors import numpy_dtype
 from rewriter.graph.view import Array, Constant
-from rewriter.torch_graphs.calls import FxNode, dtype_of, fake, is_node, is_tensor, items
+from rewriter.torch_graphs.calls import FxNode, dtype_of, fake, is_node, is_tensor, items, op_of
 
 
 def constant_of(name: str, tensor: Any) -> Constant | None:
@@ -68,10 +68,14 @@ def stored(name: str, exact: Array, dtype: str) -> Any:
     return made
 
 
+MADE = frozenset({"arange", "full", "zeros", "ones", "eye", "linspace", "scalar_tensor"})
+"""Operators that make a tensor of numbers."""
+
+
 def computed(node: FxNode, inputs: Sequence[Constant], function: Callable[..., Any]) -> Constant | None:
     """What a node makes of constants alone, known by running it; None where it is not one tensor of known extents."""
     found = fake(node)
-    if not is_tensor(found) or not inputs:
+    if not is_tensor(found) or not (inputs or op_of(node) in MADE):
         return None
     shape, dtype = tuple(found.shape), dtype_of(node)
     if not all(type(extent) is int for extent in shape) or dtype not in FLOATS | INTEGERS:
@@ -95,8 +99,9 @@ def _run(node: FxNode, types: dict[FxNode, str], given_arrays: Sequence[Array], 
         return tensor_of(arrays[n], "float64" if exact and types[n] in FLOATS else types[n])
 
     map_: Any = map_arg
+    kwargs = {key: value for key, value in node.kwargs.items() if key not in ("device", "pin_memory")}
     with torch.no_grad():
-        return array_of(function(*map_(node.args, given), **map_(node.kwargs, given)))
+        return array_of(function(*map_(node.args, given), **map_(kwargs, given)))
 
 
 def nodes_in(found: Any) -> list[FxNode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import rewriter
 from rewriter.algebra.evaluation import Run, run
 from rewriter.graph.view import Graph
 from rewriter.matching.region import Region
 from rewriter.torch_graphs.program_draft import ProgramDraft
-from tests.torch_graphs.nets import exported, image
+from tests.torch_graphs.nets import exported, image, same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about odd paddings
 
@@ -129,3 +131,28 @@ def test_every_value_knows_its_readers_and_names_are_those_of_the_state_dict() -
     assert len(graph.values["square"].readers) == 2 and len(graph.inputs[0].readers) == 2
     assert [node.op for node in graph.nodes] == ["conv", "conv", "add"]
     assert all(graph.nodes[r].data[0] is graph.inputs[0] for r in graph.inputs[0].readers)
+
+
+class Numbered(nn.Module):
+    """A term and a factor that are numbers of the program itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) + torch.arange(4, dtype=torch.float32).view(1, -1, 1, 1)
+        return torch.relu(y * torch.full((4, 1, 1), 0.5))
+
+
+@pytest.mark.parametrize("form", ["export", "core", "fx"])
+def test_numbers_that_a_program_makes_are_constants(form: str) -> None:
+    net, x = Numbered().eval(), image(1, 3, 6, 7)
+    given: Any = torch.fx.symbolic_trace(net) if form == "fx" else exported(net, x)
+    given = given.run_decompositions() if form == "core" else given
+    options = {"example_inputs": (x,)} if form == "fx" else {}
+    result = rewriter.apply(given, ["conv-bn"], **options)
+    assert dict(result.report.after.ops) in ({"conv2d": 1, "relu": 1}, {"convolution": 1, "relu": 1})
+    with torch.no_grad():
+        found = result.model(x) if form == "fx" else result.model.module()(x)
+        assert same([found], [net(x)], 2e-6)
