@@ -169,6 +169,9 @@ def assigned(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refu
         (2 + axis,): ends for axis, ends in enumerate(term.placement.pads) if core[axis] is None
     }
     rooms |= {} if isinstance(images, int) else {(0,): (0, 0)}
+    for axis, least in zip(term.layout, node.attrs["least"], strict=True):
+        if axis in rooms and least <= sum(rooms[axis]):
+            return Refusal(Reason.DYNAMIC, name, "the image may be empty, and all of it room")
     for axis, ends in zip(term.layout, bounds, strict=True):
         if axis in rooms and not all(_beside(bound, *rooms[axis]) for bound in ends if bound is not None):
             return Refusal(Reason.EXACT, name, "writes over the image, or for some of its sizes")

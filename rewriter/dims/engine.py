@@ -18,7 +18,7 @@ import numpy as np
 from onnx import NodeProto
 
 from rewriter.dims import shapes, tensors
-from rewriter.dims.polynomials import Atom, Monomial, Poly, nonnegative, symbols
+from rewriter.dims.polynomials import Atom, Poly, nonnegative, raised, symbols
 from rewriter.dims.sizes import Assertion, Assumption, Dims, Elements, Log, Size, fixed
 from rewriter.errors import InputError
 from rewriter.graph.proto import attributes
@@ -30,6 +30,8 @@ ROOM = 16
 
 SMALL = 256
 """Elements up to which a tensor of whole numbers is followed."""
+
+WINDOWS = frozenset({"conv", "avg_pool", "max_pool"})
 
 NUMBERS = frozenset({"int64", "int32", "float32", "float64", "bool"})
 """Element types that may hold followed numbers."""
@@ -139,15 +141,9 @@ class Pass:
 
     def nonnegative(self, expr: Poly) -> bool:
         """Whether it is so for every input of which no axis is empty: by its form, or as it is not below an extent."""
-        if nonnegative(expr):
-            return True
-        least = sum(count for monomial, count in expr.terms if count > 0 and monomial and self._positive(monomial))
-        if least > 0 and nonnegative(expr + least):
+        if nonnegative(expr) or nonnegative(raised(expr, self.positive)):
             return True
         return any(expr - above in self.extents for above in range(ROOM))
-
-    def _positive(self, monomial: Monomial) -> bool:
-        return all(factor in self.positive for factor, _ in monomial)
 
     def equal(self, same: Sequence[Size]) -> Size:
         """One of sizes that the node at hand needs to be equal."""
@@ -201,6 +197,15 @@ class Pass:
             if dims is not None and value.name and not (self.graph.shapes_hold and value.name in self.dims):
                 self.dims[value.name] = dims
                 self.extents.update([size.expr for size in dims])
+                if node.op in WINDOWS:
+                    self._filled(node, dims)
+
+    def _filled(self, node: Node, dims: Dims) -> None:
+        """A window that fits an image which is not empty gives one that is not."""
+        read = self.dims_of(node.data[0]) or ()
+        if len(read) == len(dims):
+            pairs = zip(read[2:], dims[2:], strict=True)
+            self.extents.update([out.expr - 1 for size, out in pairs if self.nonnegative(size.expr - 1)])
 
 
 def _elements(constant: Constant) -> Elements | None:

@@ -8,7 +8,7 @@ not followed is an opaque atom, equal to another only where function and argumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
@@ -213,6 +213,28 @@ def _nonnegative(of: Atom) -> bool:
             return nonnegative(of.numerator)
         case Opaque():
             return True
+
+
+def raised(poly: Poly, least_one: Container[Atom]) -> Poly:
+    """The number it is where those are one more: what holds of it for all that are not negative holds of `poly`."""
+    total = number(0)
+    for monomial, count in poly.terms:
+        part = number(count)
+        for factor, power in monomial:
+            for _ in range(power):
+                part = part * _raised(factor, least_one)
+        total = total + part
+    return total
+
+
+def _raised(of: Atom, least_one: Container[Atom]) -> Poly:
+    match of:
+        case Symbol():
+            return atom(of) + int(of in least_one)
+        case Floor():
+            return floored(raised(of.numerator, least_one), of.divisor)
+        case Opaque():
+            return opaque(of.function, *[raised(argument, least_one) for argument in of.arguments])
 
 
 def weight(poly: Poly) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rewriter.dims.engine import Pass
+from rewriter.dims.engine import ROOM, Pass
 from rewriter.dims.polynomials import Poly, number
 from rewriter.dims.spreads import MOST_ELEMENTS, ONE, Extents, Spread, listing, single, spread_of
 from rewriter.dims.tensors import WHOLE, slice_lists
@@ -38,18 +38,19 @@ def write(node: Node, spreads: Spreads) -> Node | None:
         return replace(node, op="identity", data=(found,), attrs={})
     if found is None:
         return None
-    attrs = {"starts": found.starts, "stops": found.stops}
+    attrs = {"starts": found.starts, "stops": found.stops, "least": found.least}
     return replace(node, op="assign", data=node.data[:1], consts={"values": found.values}, attrs=attrs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
     """An assignment of `values`, which broadcast, to a slice: an end of None is that of the axis, and what is negative
-    counts from there.
+    counts from there. The axes are as long as `least` says or longer.
     """
 
     starts: tuple[int, ...]
     stops: tuple[int | None, ...]
+    least: tuple[int, ...]
     values: Constant
 
 
@@ -112,6 +113,7 @@ class Spreads:
 
     sizes: Pass
     known: dict[str, Spread | None] = field(default_factory=dict[str, "Spread | None"])
+    leasts: dict[Poly, int] = field(default_factory=dict[Poly, int])
 
     def of(self, value: Value | None) -> Spread | None:
         """Found for what a value is made of first, one node after another: a chain may be long."""
@@ -172,8 +174,16 @@ class Spreads:
         slices = [end for end in ends if end is not None] + [(0, None)] * (len(extents) - len(runs))
         if None in ends:
             return None
-        values = _values(held, runs, rank, held.source)
-        return Write(tuple([start for start, _ in slices]), tuple([stop for _, stop in slices]), values)
+        least = tuple([self.least(extent) for extent in extents])
+        starts, stops = tuple([start for start, _ in slices]), tuple([stop for _, stop in slices])
+        return Write(starts, stops, least, _values(held, runs, rank, held.source))
+
+    def least(self, extent: Poly) -> int:
+        """A number that an extent is not below, whatever the sizes; small ones are told."""
+        if extent not in self.leasts:
+            told = (n for n in range(ROOM, 0, -1) if self.sizes.nonnegative(extent - n))
+            self.leasts[extent] = next(told, 0)
+        return self.leasts[extent]
 
     def runs(self, indices: Spread, extents: Extents) -> Sequence[Run] | None:
         """The box that the indices fill, of a value with these extents, each place once; None where they do not."""

@@ -26,6 +26,7 @@ ALL: Slice = (0, None)
 FIRST: Slice = (0, 1)
 LAST: Slice = (-1, None)
 RING: tuple[Strip, ...] = ((FIRST, ALL), (ALL, FIRST), (LAST, ALL), (ALL, LAST))
+TOP: dict[str, Any] = {"starts": (0, 0, 0, 0), "stops": (None, None, 1, None), "least": (1, 4, 3, 3)}
 MOVED = (2, 1, 0, 3)
 """Rows in front, as today's exporter has them to write to some."""
 
@@ -44,6 +45,7 @@ def ringed(
     images: Slice = ALL,
     pad: int = 1,
     moved: bool = False,
+    core: int = 1,
     **conv: Any,
 ) -> Region:
     """A layer with a bias, that bias around it by slices, and a layer that reads both."""
@@ -53,12 +55,12 @@ def ringed(
     y = block.node("pad", [y], pads=((0, 0), (0, 0), (pad, pad), (pad, pad)), mode="constant", value=0.0, amount=pad)
     values = (bias + off).reshape(1, -1, 1, 1)
     for rows, columns in strips:
-        ends = [images, ALL, rows, columns]
+        ends, least = [images, ALL, rows, columns], [1, CHANNELS, core + 2 * pad, core + 2 * pad]
         if moved:
             y = block.node("transpose", [y], perm=MOVED)
-            ends = [ends[axis] for axis in MOVED]
+            ends, least = [ends[axis] for axis in MOVED], [least[axis] for axis in MOVED]
         starts, stops = (tuple([end[i] for end in ends]) for i in (0, 1))
-        y = block.node("assign", [y], {"values": values}, starts=starts, stops=stops)
+        y = block.node("assign", [y], {"values": values}, starts=starts, stops=stops, least=tuple(least))
         if moved:
             y = block.node("transpose", [y], perm=MOVED)
     block.conv(y, normal(rng, 5, CHANNELS, 2 * pad + 1, 3), rng.standard_normal(5), **conv)
@@ -138,6 +140,13 @@ def test_a_row_or_column_too_far_in_for_some_size(rng: np.random.Generator, insi
     refused(ringed(rng, (*RING, strip)), "over the image")
 
 
+def test_an_image_that_may_be_empty(rng: np.random.Generator) -> None:
+    """Around nothing there is nothing but constants, and the fold has no image to start from."""
+    folded(ringed(rng))
+    refused(ringed(rng, core=0), "may be empty", Reason.DYNAMIC)
+    folded(ringed(rng, core=0, shape=(None, 3, 6, 7)))
+
+
 def test_everything_at_once(rng: np.random.Generator) -> None:
     refused(ringed(rng, ((ALL, ALL),)), "over the image")
 
@@ -152,7 +161,7 @@ def test_nothing_and_what_does_not_fit(rng: np.random.Generator) -> None:
     block = Block(OPEN)
     y = block.conv("x", normal(rng, CHANNELS, 3, 1, 1), np.ones(CHANNELS))
     y = block.node("pad", [y], pads=((0, 0), (0, 0), (1, 1), (1, 1)), mode="constant", value=0.0, amount=1)
-    y = block.node("assign", [y], {"values": np.ones((1, 3, 1, 1))}, starts=(0, 0, 0, 0), stops=(None, None, 1, None))
+    y = block.node("assign", [y], {"values": np.ones((1, 3, 1, 1))}, **TOP)
     block.conv(y, normal(rng, 5, CHANNELS, 3, 3))
     refused(block.region(), "does not fit", Reason.SHAPE)
 
@@ -160,6 +169,6 @@ def test_nothing_and_what_does_not_fit(rng: np.random.Generator) -> None:
 def test_a_write_over_an_image_without_room(rng: np.random.Generator) -> None:
     block = Block(OPEN)
     y = block.conv("x", normal(rng, CHANNELS, 3, 1, 1), np.ones(CHANNELS))
-    y = block.node("assign", [y], {"values": np.ones((1, 1, 1, 1))}, starts=(0, 0, 0, 0), stops=(None, None, 1, None))
+    y = block.node("assign", [y], {"values": np.ones((1, 1, 1, 1))}, **TOP)
     block.conv(y, normal(rng, 5, CHANNELS, 3, 3))
     refused(block.region(), "over the image, not around it")

@@ -18,6 +18,7 @@ from rewriter.dims.polynomials import (
     nonnegative,
     number,
     opaque,
+    raised,
     shown,
     symbols,
     weight,
@@ -81,6 +82,13 @@ def test_what_is_called_not_negative_is_not(tree: object, high: int, wide: int) 
     poly = built(tree)
     if nonnegative(poly):
         assert value(poly, {H: high, W: wide}) >= 0
+
+
+@given(TREES, NUMBERS, NUMBERS)
+def test_a_symbol_that_is_raised_is_one_more(tree: object, high: int, wide: int) -> None:
+    poly = built(tree)
+    assert value(raised(poly, {H}), {H: high - 1, W: wide}) == value(poly, {H: high, W: wide})
+    assert raised(poly, set()) == poly or not _comparable(poly)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(-20, 20), st.integers(-20, 20), NUMBERS)

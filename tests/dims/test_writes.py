@@ -12,6 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from rewriter.dims.engine import measured
 from rewriter.dims.settling import plain_nodes
 from rewriter.graph.onnx import view
+from rewriter.graph.view import Node
 
 Shape = Sequence[str | int]
 IMAGE: Shape = ("n", 4, "h", "w")
@@ -25,6 +26,17 @@ def op(kind: str, inputs: str, output: str, **attrs: Any) -> NodeProto:
 
 def found(*nodes: NodeProto, image: Shape = IMAGE, **tensors: Any) -> Found | str | None:
     """What the last node, a ScatterND, writes; the name of a value that takes the place of all."""
+    written = node_of(nodes, image, **tensors)
+    if written is None:
+        return None
+    (data,) = written.data
+    if written.op == "identity":
+        return data.name
+    assert (written.op, data.name) == ("assign", nodes[-1].input[0])
+    return written.attrs["starts"], written.attrs["stops"], written.consts["values"].shape
+
+
+def node_of(nodes: Sequence[NodeProto], image: Shape = IMAGE, **tensors: Any) -> Node | None:
     held = {"zero": 0, "one": 1, "two": 2, "three": 3, "first": [0], "unit": [1], "pair": [2], "last": [-1]}
     held |= {"end": [2**63 - 1], "channels": [4], "pads": [0, 0, 1, 1, 0, 0, 1, 1], "single": [1, 1]}
     held |= {"v": np.arange(4, dtype=np.float32).reshape(4, 1, 1)} | tensors
@@ -36,14 +48,7 @@ def found(*nodes: NodeProto, image: Shape = IMAGE, **tensors: Any) -> Found | st
         [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    written = plain_nodes(measured(view(model))).get(len(nodes) - 1)
-    if written is None:
-        return None
-    (data,) = written.data
-    if written.op == "identity":
-        return data.name
-    assert (written.op, data.name) == ("assign", nodes[-1].input[0])
-    return written.attrs["starts"], written.attrs["stops"], written.consts["values"].shape
+    return plain_nodes(measured(view(model))).get(len(nodes) - 1)
 
 
 SIZES = [
@@ -170,6 +175,25 @@ def test_columns_by_indices_that_are_no_run() -> None:
     assert elements([[[[0, 0]]]], count="pair") is None
     assert elements([4]) is None  # an image of one column has three with room
     assert elements([0], axis=2) is None  # then the rows of each column write to one place
+
+
+@pytest.mark.parametrize(
+    ("before", "least"),
+    [
+        ([], 3),
+        ([op("Conv", "x window", "y", strides=[2, 2], pads=[1, 1, 1, 1])], 3),
+        ([op("Conv", "x window", "y")], 3),  # a window that does not fit is an error
+        ([op("Slice", "x unit end pair", "y")], 2),  # of one row nothing is left
+        ([op("Slice", "x unit end pair", "cut"), op("Conv", "cut window", "y", pads=[1, 1, 1, 1])], 2),
+    ],
+)
+def test_how_many_rows_there_are_at_the_least(before: list[NodeProto], least: int) -> None:
+    made = [*before, op("Pad", "y pads" if before else "x pads", "padded"), *SIZES[2:3], *SIZES[6:]]
+    made += [op("Shape", "padded", "s"), op("Gather", "s zero", "images"), *cut("first", "unit")]
+    made += [*listed("unit", "channels", "images", "columns"), op("Expand", "v target", "updates")]
+    made += [op("Transpose", "padded", "front", perm=[2, 1, 0, 3]), op("ScatterND", "front at updates", "z")]
+    plain = node_of(made, window=np.ones((4, 4, 3, 3), dtype=np.float32))
+    assert plain is not None and plain.attrs["least"] == (least, 4, 1, 3)
 
 
 # --- what is no slice, or not for every size -------------------------------------------------------------------------
