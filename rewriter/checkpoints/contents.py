@@ -25,6 +25,8 @@ _STORAGES: Final = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64", "UntypedStorage": "uint8",
     "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
+ATTRIBUTED: Final = Name("torch._tensor", "_rebuild_from_type_v2")
+"""What makes a tensor on which Python attributes were put, as torch.export puts them on inputs of open sizes."""
 _MOST_NAMES: Final = 1_000_000
 _MOST_DEPTH: Final = 64
 _MOST_PREFIX: Final = 4096
@@ -56,12 +58,17 @@ class Tensor:
 
 def tensor_of(value: Symbol) -> Tensor | None:
     """The tensor that a call would rebuild; None for any other value, and for tensors that are not plain and dense."""
-    if not isinstance(value, Call) or not isinstance(value.function, Name) or value.function.module != "torch._utils":
+    if not isinstance(value, Call) or not isinstance(value.function, Name):
         return None
     arguments: Symbol = value.arguments
     if not isinstance(arguments, tuple) or not arguments:
         return None
     parts = cast("tuple[Symbol, ...]", arguments)
+    if value.function == ATTRIBUTED:
+        plain = len(parts) == 4 and parts[0] != ATTRIBUTED and parts[1] == Name("torch", "Tensor")
+        return tensor_of(Call(parts[0], parts[2])) if plain else None
+    if value.function.module != "torch._utils":
+        return None
     if value.function.name == "_rebuild_parameter":
         inner = parts[0]
         return tensor_of(inner) if isinstance(inner, Call) and inner.function != value.function else None

@@ -12,7 +12,7 @@ from typing import Final
 
 from rewriter.checkpoints.archive import Archive, examine
 from rewriter.checkpoints.bytesource import Kind, Source
-from rewriter.checkpoints.contents import SIZES, check_extents, tensors
+from rewriter.checkpoints.contents import ATTRIBUTED, SIZES, check_extents, tensors
 from rewriter.checkpoints.pickles import Name, Symbol, walk
 from rewriter.errors import InputError
 from rewriter.graph.tensors import shown
@@ -22,6 +22,7 @@ _PLAIN: Final = frozenset(
     {("collections", "OrderedDict"), ("collections", "Counter"), ("builtins", "set"), ("torch", "Size")}
     | {("torch._utils", f"_rebuild_{what}") for what in ("tensor", "tensor_v2", "tensor_v3", "parameter")}
     | {("torch", name) for name in SIZES}
+    | {(ATTRIBUTED.module, ATTRIBUTED.name), ("torch", "Tensor")}
 )
 
 

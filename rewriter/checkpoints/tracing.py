@@ -83,6 +83,7 @@ def _prepare_program(source: bytesource.Source, request: TraceRequest) -> Prepar
 def of_program(loaded: ExportedProgram) -> Prepared:
     """A program, run on copies of the inputs that it was exported with and of the buffers that a run may change."""
     import torch
+    import torch.utils._pytree as pytree
 
     examples: Any = loaded.example_inputs
     given = tuple(_leaves(examples)) if examples is not None else ()
@@ -93,7 +94,8 @@ def of_program(loaded: ExportedProgram) -> Prepared:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with quiet("the program cannot be run on its own example inputs"), torch.no_grad():
         found: Any = torch.func.functional_call(module, buffers, *copies)
-    return Prepared(loaded, given, tuple(_leaves(found)), (), ())
+    tree: Any = pytree
+    return Prepared(loaded, given, tuple([leaf for leaf in tree.tree_leaves(found) if leaf is not None]), (), ())
 
 
 def _cast(model: nn.Module, loaded: weights.Loaded, dtype: str) -> list[str]:

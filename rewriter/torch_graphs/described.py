@@ -2,7 +2,7 @@
 
 Invariant: nothing of the graph is lost. A call takes, for each argument of its schema in turn, what `attributes` has
 under that name, else the next of `inputs`; where there is no schema, arguments go by their places. Tensors are named as
-in the state dict and written once: `tied` names say of which other one they are.
+in the state dict and written once: `tied` names say of which other one they are, `constants` are in no state dict.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def program(made: Any) -> Described:
         **_versions("torch.export"),
         "inputs": [_input(names[n], n, argument) for n, argument in given],
         "outputs": [_value(node, names) for spec, node in pairs if spec.kind.name == "USER_OUTPUT"],
+        "constants": [name for name in held if name not in made.state_dict],
         "mutations": {s.target: names[n] for s, n in pairs if s.kind.name != "USER_OUTPUT"},
         "tied": tied,
         "nodes": [_call(node, names) for node in graph.nodes if node.op not in ("placeholder", "output")],
@@ -65,8 +66,8 @@ def module(made: Any) -> Described:
     """A GraphModule, with the class and the settings of every layer that it calls."""
     graph = made.graph
     read = {n: attribute(made, n.target) for n in graph.nodes if n.op == "get_attr"}
-    held: dict[str, Any] = {name: t for name, t in made.state_dict(keep_vars=True).items() if is_tensor(t)}
-    held |= {**dict(made.named_buffers()), **{n.target: t for n, t in read.items() if is_tensor(t)}}
+    state: dict[str, Any] = {name: t for name, t in made.state_dict(keep_vars=True).items() if is_tensor(t)}
+    held = {**state, **dict(made.named_buffers()), **{n.target: t for n, t in read.items() if is_tensor(t)}}
     tensors, tied = _written(held)
     stored = {n: tied.get(name, name) for n, t in read.items() if is_tensor(t) and (name := str(n.target))}
     names = _named(graph, stored, held)
@@ -77,6 +78,7 @@ def module(made: Any) -> Described:
         "training": made.training,
         "inputs": [{"name": names[n]} for n in given],
         "outputs": _plain(graph.output_node().args[0], names),
+        "constants": [name for name in held if name not in state],
         "tied": tied,
         "modules": {path: _layer(made.get_submodule(path)) for path in called},
         "nodes": [_call(n, names) for n in graph.nodes if n.op not in ("placeholder", "output") and n not in stored],

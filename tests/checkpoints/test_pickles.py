@@ -116,6 +116,17 @@ def test_a_tensor_beyond_its_bytes_is_refused(tmp_path: Path) -> None:
     assert next(named(open_torch(source(path)).value))[1].shape == (2,)
 
 
+def test_a_tensor_with_attributes_is_one(tmp_path: Path) -> None:
+    import torch
+
+    marked, huge = torch.arange(6.0).reshape(2, 3), torch.zeros(1).expand(1 << 40)
+    marked.note = huge.note = [1]  # type: ignore[attr-defined]
+    file = open_torch(source(saved(tmp_path / "w.pt", {"w": marked})))
+    assert [(name, tensor.shape) for name, tensor in named(file.value)] == [("w", (2, 3))] and not file.code
+    with pytest.raises(InputError, match="made to take memory"):
+        open_torch(source(saved(tmp_path / "h.pt", {"w": huge})))
+
+
 def test_an_old_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", weights(), _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match="cut off"):

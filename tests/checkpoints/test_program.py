@@ -50,6 +50,15 @@ def test_an_ordinary_program_loads_and_runs_without_trust(archive: Path) -> None
     assert all(torch.equal(value, wanted[name]) for name, value in found.module()(x).items())
 
 
+def test_inputs_of_open_sizes_carry_marks_that_are_data(tmp_path: Path) -> None:
+    """torch.export puts Python attributes on example inputs whose sizes are asked to stay open."""
+    x = torch.zeros(2, 3, 16, 8)
+    made = torch.export.export(Net().eval(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert vars(x)
+    torch.export.save(made, tmp_path / "net.pt2")
+    assert program.load(source(tmp_path / "net.pt2")).module()(x).keys() == {"whole", "half"}
+
+
 def changed(archive: Path, tmp_path: Path, change: Callable[[Members], object]) -> Path:
     content = members(archive)
     change(content)
