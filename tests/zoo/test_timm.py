@@ -32,7 +32,7 @@ QUICK: tuple[tuple[str, Form], ...] = (
     ("repvit_m0_9", "legacy-bn"),
     ("fastvit_t8", "legacy"),
     ("lcnetv2_small", "legacy-bn"),
-    ("shvit_s1", "legacy"),
+    ("shvit_s1", "dynamo-raw"),
 )
 MODELS = (
     "repvgg_a0",
