@@ -6,8 +6,8 @@ Invariant: nothing here shares code with the algebra. An operator that cannot be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -41,6 +41,7 @@ class Run:
 
     absolute: bool
     rounded: bool = False
+    extents: Mapping[str, int] = field(default_factory=dict[str, int])  # of the entry, by the names that it gives them
 
     @property
     def minus(self) -> int:
@@ -63,6 +64,8 @@ def run(region: Region, x: Array, rest: Mapping[str, float], how: Run) -> Array:
     """What the region gives for its entry and its leftovers."""
     values: dict[str, Array] = {name: np.asarray(value) for name, value in rest.items()} | {region.entry.name: x}
     sequences: dict[str, list[Array]] = {}
+    named = zip(region.entry.shape or (), x.shape, strict=False)
+    how = replace(how, extents={name: extent for name, extent in named if isinstance(name, str)})
     for node in region.nodes:
         if node.op in SEQUENCES and node.problem is None and node.data[0].name in (values.keys() | sequences.keys()):
             _run_sequence(node, values, sequences)
@@ -278,11 +281,11 @@ def _run_where(node: Node, data: list[Array], run: Run) -> Array:
 
 def _run_reshape(node: Node, data: list[Array], run: Run) -> Array:
     (x,) = data
-    shape = node.attrs.get("shape")
-    if shape is None:
+    shape: Sequence[int | str] | None = node.attrs.get("shape", node.attrs.get("extents"))
+    if shape is None or any(isinstance(n, str) and n not in run.extents for n in shape):
         raise CannotRun(f"{node.name} has a shape that is not constant")
-    copied = [x.shape[i] if n == 0 and not node.attrs.get("allowzero") else n for i, n in enumerate(shape)]
-    return x.reshape(copied)
+    known = [run.extents[n] if isinstance(n, str) else n for n in shape]
+    return x.reshape([x.shape[i] if n == 0 and not node.attrs.get("allowzero") else n for i, n in enumerate(known)])
 
 
 def _run_flatten(node: Node, data: list[Array], run: Run) -> Array:

@@ -182,14 +182,10 @@ def _features(region: Region) -> Space | Refusal:
         if node.op in LIKE:
             places[node.output.name] = axes
         elif node.op in operators.VIEWS:
-            moved = operators.VIEWS[node.op](node.attrs, axes, lambda axis: _number(shape[axis]))
+            moved = operators.VIEWS[node.op](node.attrs, axes, lambda axis: shape[axis])
             if moved is not None:
                 places[node.output.name] = moved
     return Refusal(Reason.DYNAMIC, region.name, f"it is not clear which axis of {region.entry.name} holds the channels")
-
-
-def _number(extent: Dim) -> int | None:
-    return extent if isinstance(extent, int) else None
 
 
 def _of_two_axes(region: Region) -> tuple[Dim, ...] | None:

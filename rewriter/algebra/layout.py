@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TypeAlias
 
+from rewriter.graph.view import Dim
+
 CHANNELS = -1
 
 Axis: TypeAlias = "tuple[int, ...]"
 """The axes of the entry that one axis holds, joined; none where its extent is 1."""
 
 Layout: TypeAlias = "tuple[Axis, ...]"
-SizeOf: TypeAlias = "Callable[[int], int | None]"
+SizeOf: TypeAlias = "Callable[[int], Dim]"
 
 
 def of_entry(rank: int, channels: int) -> Layout:
@@ -60,10 +62,10 @@ def flattened(layout: Layout, axis: int) -> Layout | None:
     return tuple([name for one in layout[:at] for name in one]), tuple([name for one in layout[at:] for name in one])
 
 
-def reshaped(layout: Layout, shape: Sequence[int], size_of: SizeOf, *, zero_copies: bool = True) -> Layout | None:
+def reshaped(layout: Layout, shape: Sequence[int | str], size_of: SizeOf, *, zero_copies: bool = True) -> Layout | None:
     """Extents from the left and from the right are matched with whole axes; one in the middle takes what is left."""
     names = [name for axis in layout for name in axis]
-    wanted: list[int | Axis] = list(shape)
+    wanted: list[int | str | Axis] = list(shape)
     if zero_copies:
         for i, extent in enumerate(shape):
             if extent == 0:
@@ -82,16 +84,18 @@ def reshaped(layout: Layout, shape: Sequence[int], size_of: SizeOf, *, zero_copi
     return (*front, tuple(middle), *back)
 
 
-def _mirrored(wanted: int | Axis) -> int | Axis:
-    return wanted if isinstance(wanted, int) else wanted[::-1]
+def _mirrored(wanted: int | str | Axis) -> int | str | Axis:
+    return wanted if isinstance(wanted, int | str) else wanted[::-1]
 
 
-def _matched(wanted: Sequence[int | Axis], names: Sequence[int], size_of: SizeOf) -> list[Axis]:
+def _matched(wanted: Sequence[int | str | Axis], names: Sequence[int], size_of: SizeOf) -> list[Axis]:
     """The extents from the first on that are whole axes, as far as sizes are known."""
     found: list[Axis] = []
     at = 0
     for extent in wanted:
-        if isinstance(extent, int):
+        if isinstance(extent, str):
+            axis = tuple(names[at : at + 1]) if at < len(names) and size_of(names[at]) == extent else None
+        elif isinstance(extent, int):
             axis = _run(extent, names[at:], size_of)
         else:
             axis = extent if tuple(names[at : at + len(extent)]) == extent else None
@@ -112,7 +116,7 @@ def _run(extent: int, names: Sequence[int], size_of: SizeOf) -> Axis | None:
     while taken < len(names):
         taken += 1
         sizes = [size_of(name) for name in names[:taken]]
-        known = [size for size in sizes if size is not None]
+        known = [size for size in sizes if isinstance(size, int)]
         if len(known) < len(sizes) or prod(known) > extent:
             return None
         if prod(known) == extent:

@@ -322,7 +322,7 @@ def _view(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refusal
 
 
 def _reshaped(attrs: Mapping[str, Any], axes: layout.Layout, size_of: layout.SizeOf) -> layout.Layout | None:
-    shape = attrs.get("shape")
+    shape = attrs.get("shape", attrs.get("extents"))
     return None if shape is None else layout.reshaped(axes, shape, size_of, zero_copies=not attrs.get("allowzero"))
 
 

@@ -135,10 +135,11 @@ def _channels(form: Form) -> int:
 
 
 def _features(region: Region, form: LinearForm) -> list[Probe] | Refusal:
-    """Two rows on every axis, or what the region stores."""
+    """Two rows or more on every axis, on each another number, or what the region stores."""
     shape = region.entry.shape or (None,) * form.axes
     dims: Sequence[Dim] = shape if _stores_sizes(region) else (None,) * len(shape)
-    return _whole(region, [*[n if isinstance(n, int) else 2 for n in dims[:-1]], _channels(form)])
+    rows = [n if isinstance(n, int) else 2 + axis for axis, n in enumerate(dims[:-1])]
+    return _whole(region, [*rows, _channels(form)])
 
 
 def _images(region: Region, conv: ConvForm | TransposedForm) -> list[Probe] | Refusal:

@@ -39,14 +39,13 @@ class Space:
         """The extents that windows slide over."""
         return tuple([n if isinstance(n, int) else None for n in self.dims[2:]]) if self.windows else ()
 
-    def size_of(self, affine: Affine, name: int) -> int | None:
+    def size_of(self, affine: Affine, name: int) -> Dim:
         """The extent of an axis of the entry, named as layouts do, in the value that a map gives."""
         if name == CHANNELS:
             return affine.outputs
         if self.windows and name > 1:
             return affine.extent(self.size)[name - 2]
-        extent = self.dims[name]
-        return extent if isinstance(extent, int) else None
+        return self.dims[name]
 
 
 @dataclass(frozen=True, slots=True)

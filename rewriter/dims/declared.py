@@ -8,10 +8,13 @@ two extents share exactly when they are proved equal.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rewriter.dims.engine import sizes
 from rewriter.dims.polynomials import POSITIVE_PART, UNORDERED, Opaque, Poly, Symbol, evaluated, symbols
+from rewriter.dims.sizes import Dims
 from rewriter.graph.view import Dim, Graph, Value
 
 HALVED = 128
@@ -59,3 +62,14 @@ def opaque_number(of: Opaque, arguments: tuple[int, ...]) -> int:
     if of.function != UNORDERED or len(extents) > 1:
         raise LookupError(of.function)
     return extents.pop() if extents else 1
+
+
+def named_extents(graph: Graph, dims: Mapping[str, Dims]) -> Mapping[Poly, str]:
+    """The open extents of inputs by the names that they are declared with, each of one axis alone."""
+    names = Counter(extent for value in graph.inputs for extent in value.shape or () if isinstance(extent, str))
+    found: dict[Poly, str] = {}
+    for value in graph.inputs:
+        for declared, size in zip(value.shape or (), dims.get(value.name, ()), strict=False):
+            if isinstance(declared, str) and names[declared] == 1:
+                found[size.expr] = declared
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from rewriter.dims.declared import named_extents
 from rewriter.dims.engine import Pass
 from rewriter.dims.polynomials import Poly
 from rewriter.dims.tensors import slice_lists
@@ -76,14 +77,19 @@ def _cut_at(place: Poly, extent: Poly, spreads: Spreads) -> int | None:
 
 
 def _reshape(node: Node, spreads: Spreads) -> Node | None:
-    """A target of numbers, of which one that is not known is what the others leave."""
+    """A target of numbers, of which one that is not known is what the others leave; several are named by the inputs."""
     held = spreads.sizes.elements_of(node.data[1])
     if held is None or held.scalar:
         return None
     target = [size.expr.constant for size in held.items]
     open_ = [size.expr for size in held.items if size.expr.constant is None]
-    if len(open_) > 1 or (open_ and -1 in target) or not all(spreads.sizes.nonnegative(expr - 1) for expr in open_):
+    if (open_ and -1 in target) or not all(spreads.sizes.nonnegative(expr - 1) for expr in open_):
         return None
+    if len(open_) > 1:
+        names = named_extents(spreads.sizes.graph, spreads.sizes.dims)
+        extents = tuple([names.get(size.expr) if n is None else n for size, n in zip(held.items, target, strict=True)])
+        attrs = {**node.attrs, "extents": extents}
+        return None if None in extents else replace(node, data=node.data[:1], attrs=attrs)
     attrs = {**node.attrs, "shape": tuple([-1 if n is None else n for n in target])}
     return replace(node, data=node.data[:1], attrs=attrs)
 

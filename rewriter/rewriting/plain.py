@@ -19,7 +19,7 @@ from rewriter.dims.engine import Pass, measured
 from rewriter.dims.settling import has_computed, plain_nodes
 from rewriter.graph.raw import Extents
 from rewriter.graph.settled import released, with_values
-from rewriter.graph.view import Graph, Node, Value
+from rewriter.graph.view import Dim, Graph, Node, Value
 from rewriter.rewriting.sized import sampled_sizes
 
 At: TypeAlias = Callable[[Sequence[Node], Mapping[str, Extents]], Graph]
@@ -38,11 +38,18 @@ def in_plain_terms(graph: Graph, at: At) -> Graph:
     computing = _computing(sizes, made)
     for turn in range(2 if made else 0):
         extents = sampled_sizes(sizes, turn)
+        named = {
+            name: extent
+            for value in graph.inputs
+            for name, extent in zip(value.shape or (), extents.get(value.name, ()), strict=False)
+        }
         there = {id(node.native): node for node in at(computing, extents).nodes}
         made = {
             index: node
             for index, node in made.items()
-            if _confirmed(node, there[id(node.native)], extents.get(graph.nodes[index].data[0].name, (None,)))
+            if _confirmed(
+                _numbered(node, named), there[id(node.native)], extents.get(graph.nodes[index].data[0].name, (None,))
+            )
         }
     return replace(_rewritten(graph, made), stored=graph) if made else graph
 
@@ -63,6 +70,14 @@ def _computing(sizes: Pass, made: Mapping[int, Node]) -> list[Node]:
             read = [] if node.op in ("shape", "size") else sizes.operands(node)
         waiting += [value.producer for value in read if value is not None and value.producer is not None]
     return [sizes.graph.nodes[index] for index in sorted(found)]
+
+
+def _numbered(node: Node, named: Mapping[Dim, int | None]) -> Node:
+    """The node with numbers for the extents of inputs that it names."""
+    if "extents" not in node.attrs:
+        return node
+    shape = [named.get(extent, -2) if isinstance(extent, str) else extent for extent in node.attrs["extents"]]
+    return replace(node, attrs={**node.attrs, "shape": shape})
 
 
 def _confirmed(plain: Node, node: Node, extents: Extents) -> bool:

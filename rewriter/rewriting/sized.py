@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from rewriter.dims import Sizes, sizes
-from rewriter.dims.declared import opaque_number
+from rewriter.dims.declared import named_extents, opaque_number
 from rewriter.dims.engine import Pass
 from rewriter.dims.polynomials import Poly, atom, evaluated
 from rewriter.dims.sizes import Dims
@@ -28,7 +28,10 @@ class Sized:
     _sizes: Sizes | None = field(default=None)
 
     def entered(self, region: Region) -> Region:
-        """The region, its entry with known axes where some operator needs them and nobody declared them."""
+        """The region, its entry with known axes where some operator needs them and nobody declared them.
+
+        What is open has the name of the input's extent that it is.
+        """
         if region.entry.shape is not None or all(node.op in KNOW_AXES for node in region.nodes):
             return region
         return replace(region, entry=self._measured(region.entry))
@@ -45,7 +48,11 @@ class Sized:
 
     def _measured(self, value: Value) -> Value:
         dims = self._dims(value)
-        return value if dims is None else replace(value, shape=tuple([size.expr.constant for size in dims]))
+        if dims is None or self._sizes is None:
+            return value
+        names = named_extents(self.graph, self._sizes.dims)
+        known = [(size.expr.constant, names.get(size.expr)) for size in dims]
+        return replace(value, shape=tuple([name if n is None else n for n, name in known]))
 
 
 def fixed_sizes(graph: Graph) -> dict[str, Extents]:

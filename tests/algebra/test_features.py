@@ -214,3 +214,22 @@ def test_other_types(rng: np.random.Generator, dtype: str) -> None:
     block = Block((2, 6), dtype=dtype)
     block.norm(block.linear("x", normal(rng, 4, 6), rank=2), 4, rng)
     assert folded(block.region(), (2, 6)).weight().shape == (4, 6)
+
+
+@pytest.mark.parametrize("extents", [("n", "t", 4), ("n", -1, 4)])
+def test_a_norm_between_views_of_open_extents(rng: np.random.Generator, extents: tuple[int | str, ...]) -> None:
+    """LeViT's norm, of any number of images and tokens."""
+    block = Block(("n", "t", 6))
+    y = block.node("flatten", [block.linear("x", normal(rng, 4, 6))], axis=2)
+    block.node("reshape", [block.norm(y, 4, rng)], extents=extents)
+    form = fold(block.region())
+    assert isinstance(form, LinearForm)
+    proof = prove(block.region(), form)
+    assert isinstance(proof, Proof) and proof.size == (2, 3, 6)  # no two of one extent
+
+
+def test_views_of_open_extents_that_lie_otherwise(rng: np.random.Generator) -> None:
+    block = Block(("n", "t", 6))
+    y = block.node("flatten", [block.linear("x", normal(rng, 4, 6))], axis=2)
+    block.node("reshape", [block.norm(y, 4, rng)], extents=("t", "n", 4))
+    refused(block.region(), Reason.SHAPE, "cuts through the axes")

@@ -105,3 +105,16 @@ def test_what_is_not_there_is_not_followed() -> None:
     assert layout.unsqueezed(ENTRY, [9]) is None
     assert layout.flattened(ENTRY, 9) is None
     assert layout.flattened(ENTRY, -1) == ((0, 1, CHANNELS), (3,))
+
+
+def test_axes_are_split_where_the_extents_are_named() -> None:
+    def named(name: int) -> int | str | None:
+        return {0: "n", 1: "t"}.get(name, size_of(name))
+
+    joined: Layout = ((0, 1), (CHANNELS,), (3,))
+    assert layout.reshaped(joined, ("n", "t", 5, 4), named) == ENTRY
+    assert layout.reshaped(joined, (-1, "t", 5, 4), named) == ENTRY
+    assert layout.reshaped(joined, ("n", "u", 5, 4), named) == ENTRY  # it runs only where that is as long
+    for other in (("t", "n", 5, 4), ("n", 5, "t", 4), ("n", "t", 4, 5), ("u", "t", "n", 5, 4)):
+        assert layout.reshaped(joined, other, named) is None
+    assert layout.reshaped(joined, ("n", "t", 5, 4), lambda name: None if name < 2 else size_of(name)) is None

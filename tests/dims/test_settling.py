@@ -73,7 +73,7 @@ def test_a_step_that_is_not_known_or_goes_backwards() -> None:
     assert cut(*place("end", "high", 1), *place("step", "wide", 0), step="step") is None
 
 
-def reshaped(*sizes: str) -> Any:
+def reshaped(*sizes: str, rows: str = "h") -> Any:
     """The target of a Reshape to extents of the image, "n" and "h" among them, or numbers."""
     numbers = {str(n): [n] for n in range(-1, 33)}
     nodes = [op("Shape", "x", "size"), op("Slice", "size 0 1", "n"), op("Slice", "size 2 3", "h")]
@@ -81,13 +81,13 @@ def reshaped(*sizes: str) -> Any:
     graph = helper.make_graph(
         [*nodes, op("Reshape", "x target", "y")],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, "h", 8])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, rows, 8])],
         [helper.make_empty_tensor_value_info("y")],
         [numpy_helper.from_array(np.int64(number), name) for name, number in numbers.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     found = plain_nodes(measured(view(model))).get(len(nodes))
-    return None if found is None else found.attrs["shape"]
+    return None if found is None else found.attrs.get("shape", found.attrs.get("extents"))
 
 
 def test_one_extent_that_is_open_is_what_the_others_leave() -> None:
@@ -95,7 +95,14 @@ def test_one_extent_that_is_open_is_what_the_others_leave() -> None:
     assert reshaped("4", "nh", "8") == (4, -1, 8)
 
 
-def test_several_open_extents_or_one_that_may_be_zero() -> None:
-    assert reshaped("n", "h", "32") is None
+def test_several_open_extents_are_named_by_the_inputs() -> None:
+    assert reshaped("n", "h", "32") == ("n", "h", 32)
+    assert reshaped("h", "32", "n") == ("h", 32, "n")
+
+
+def test_extents_that_no_input_has_or_several_and_one_that_may_be_zero() -> None:
+    assert reshaped("n", "h-1", "8") is None
+    assert reshaped("nh", "n", "8") is None
+    assert reshaped("n", "h", "32", rows="n") is None  # two axes of one name need not be equal
     assert reshaped("n", "-1") is None
     assert reshaped("h-1", "32") is None  # zero copies the extent that is there

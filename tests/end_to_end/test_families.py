@@ -87,7 +87,6 @@ def test_what_cost_decides_is_reported_and_can_be_asked_for(name: str) -> None:
 RINGS = ("dbb", "ecb", "edbb", "plainusr")
 OPEN_FALLS_SHORT = {
     **dict.fromkeys(RINGS, "what the legacy exporter writes around an image has the size of the example"),
-    "levit": "the shape of a view is computed from the size",
 }
 LEGACY = [name for name, family in FAMILIES.items() if "legacy-bn" in family.forms]
 
