@@ -169,7 +169,8 @@ def assigned(node: Node, term: Term, inner: Affine, space: Space) -> Term | Refu
         (2 + axis,): ends for axis, ends in enumerate(term.placement.pads) if core[axis] is None
     }
     rooms |= {} if isinstance(images, int) else {(0,): (0, 0)}
-    for axis, least in zip(term.layout, node.attrs["least"], strict=True):
+    told = node.attrs.get("least", ())  # traces of torch need not say it: their open extents are two at least
+    for axis, least in zip(term.layout, told, strict=False):
         if axis in rooms and least <= sum(rooms[axis]):
             return Refusal(Reason.DYNAMIC, name, "the image may be empty, and all of it room")
     for axis, ends in zip(term.layout, bounds, strict=True):
