@@ -135,8 +135,10 @@ def test_a_parent_that_is_ended_takes_the_child_along_and_leaves_no_files(tmp_pa
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent("""
+        import signal
         from tests.checking import test_child
         from rewriter.checking import verify
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
         verify(test_child.busy(), test_child.busy(), progress=lambda text: print(text, flush=True))
         """)
     )
