@@ -75,7 +75,7 @@ def _unread_ring(graph: Graph, node: Node) -> Refusal | None:
         "where or what it writes around an image is known only at run time (the exporter of TorchScript keeps the size "
         "of its example there); exported by torch's other exporter, or with a fixed height and width, it may fold"
     )
-    return Refusal(Reason.DYNAMIC, node.name or node.output.name, detail)
+    return Refusal(Reason.DYNAMIC, node.name or node.output.name, node.problem or detail)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,18 @@ def _reshape(name: str) -> Callable[[Call], Reading | None]:
 
 
 def _shaped(call: Call, wanted: Sequence[Any]) -> Reading | None:
+    if _same(call, wanted):
+        return onnx("Identity", call.value("self"))
     if all(isinstance(extent, int) for extent in wanted):
         return onnx("Reshape", call.value("self"), call.listed("shape", wanted), allowzero=1)
     sizes = [call.values(extent) for extent in wanted if is_node(extent)]
     return onnx("Reshape", call.value("self"), *sizes, allowzero=1)
+
+
+def _same(call: Call, wanted: Sequence[Any]) -> bool:
+    """Whether a value has these extents anyway, which are known."""
+    x = call.value("self")
+    return x is not None and x.shape == tuple(wanted) and all(isinstance(extent, int) for extent in wanted)
 
 
 def _flatten(call: Call) -> Reading | None:
@@ -117,6 +125,8 @@ def _flatten(call: Call) -> Reading | None:
 def _expand(call: Call) -> Reading | None:
     """-1 keeps an extent, which one element does in ONNX."""
     wanted: Any = call.args["size"]
+    if _same(call, wanted):
+        return onnx("Identity", call.value("self"))
     if not all(isinstance(extent, int) for extent in wanted):
         return onnx("Expand", call.value("self"), *[call.values(extent) for extent in wanted if is_node(extent)])
     return onnx("Expand", call.value("self"), call.listed("size", [1 if n == -1 else n for n in wanted]))
@@ -202,7 +212,8 @@ def _assigned(call: Call, start: Any, stop: Any, axis_lost: bool = False) -> Rea
     axis = int(axis) % rank
     constant, ends = _spread(call, call.args.get("src")), _from_the_near_end(start, stop, x.shape[axis])
     if constant is None or ends is None:
-        return Canonical("scatter_nd", (x, *call.tensors("src")), {}, {"reduction": "none"})
+        problem = "it writes what is no constant, or nothing"
+        return Canonical("scatter_nd", (x, *call.tensors("src")), {}, {"reduction": "none"}, problem)
     shape = [1] * (rank - axis_lost - len(constant.shape)) + [*constant.shape]
     shape[axis:axis] = [1] * axis_lost
     values = replace(constant, shape=tuple(shape), load=lambda: constant.load().reshape(shape), made_of=constant.stored)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from rewriter.graph.raw import Attrs, Canonical, Raw
 from rewriter.graph.tensors import dtype_enum
 from rewriter.graph.view import Value
 from rewriter.torch_graphs import layouts, windows
-from rewriter.torch_graphs.calls import Call, is_node
+from rewriter.torch_graphs.calls import Call, is_node, op_of, shape_of
 from rewriter.torch_graphs.onnx_terms import OPSET, Reading, onnx
 
 Rule: TypeAlias = "Callable[[Call], Reading | None]"
@@ -145,6 +145,19 @@ def _addmm(call: Call) -> Reading:
     return onnx("Gemm", *operands, transB=0, alpha=alpha, beta=beta)
 
 
+def _batched(call: Call) -> Reading:
+    """Matrices by matrices, which are one and the same where they are copies of it."""
+    matrix: Any = call.args.get("mat2")
+    while is_node(matrix) and op_of(matrix) in ("view", "reshape", "expand"):
+        given = matrix.args[0]
+        if not is_node(given) or shape_of(given) not in (shape_of(matrix), (shape_of(matrix) or ())[1:]):
+            break
+        matrix = given
+    one = call.values(matrix) if is_node(matrix) else None
+    found = one is not None and one.constant is not None and len(one.constant.shape) == 2
+    return onnx("MatMul", call.value("self"), one if found else call.value("mat2"))
+
+
 # --- what does nothing, or another type ------------------------------------------------------------------------------
 
 
@@ -226,7 +239,7 @@ RULES: Mapping[str, Rule] = {
     "linear": _linear,
     "addmm": _addmm,
     "mm": _plain("MatMul", "self", "mat2"),
-    "bmm": _plain("MatMul", "self", "mat2"),
+    "bmm": _batched,
     "matmul": _plain("MatMul", "self", "other"),
     "clone": _plain("Identity"),
     "alias": _plain("Identity"),

@@ -156,3 +156,23 @@ def test_numbers_that_a_program_makes_are_constants(form: str) -> None:
     with torch.no_grad():
         found = result.model(x) if form == "fx" else result.model.module()(x)
         assert same([found], [net(x)], 2e-6)
+
+
+class Batched(nn.Module):
+    """A product of matrices, image by image, with one that is copied or with one for each."""
+
+    def __init__(self, copied: bool) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(image(*(() if copied else (2,)), 6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.matrix.expand(2, 6, 5))
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_products_with_copies_of_one_matrix_are_products_with_it(copied: bool) -> None:
+    graph = ProgramDraft(exported(Batched(copied), image(2, 4, 6))).view()
+    product = graph.nodes[-1]
+    found = [*product.consts.values(), *[v.constant for v in product.data if v.constant is not None]]
+    assert product.op == ("linear" if copied else "matmul")
+    assert [constant.shape for constant in found] == [(5, 6) if copied else (2, 6, 5)]
