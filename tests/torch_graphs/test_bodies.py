@@ -69,15 +69,17 @@ def convolutions(program: torch.export.ExportedProgram) -> int:
     return sum("conv2d" in str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function")
 
 
-@pytest.mark.parametrize("runs", [in_half_precision, branches], ids=lambda runs: runs.__name__)
-def test_blocks_around_a_body_fold_and_the_body_is_named(runs: Runs) -> None:
+@pytest.mark.parametrize(("runs", "limit"), [(in_half_precision, 2e-2), (branches, 2e-6)], ids=["half", "branches"])
+def test_blocks_around_a_body_fold_and_the_body_is_named(runs: Runs, limit: float) -> None:
+    """What a fold moves by its rounding may round to another bfloat16 in the body."""
+    torch.manual_seed(0)
     before = with_gradients(settled(Around(runs)))
     result = rewriter.apply(before, EXACT)
     report = result.report
     assert report.verification.verdict is Verdict.OK and len(report.matches) == 2
     assert operators(result.model)["conv2d"] == 2
     with torch.no_grad():
-        assert same([result.model.module()(X)], [before.module()(X)], 2e-6)
+        assert same([result.model.module()(X)], [before.module()(X)], limit)
     (note,) = report.notes
     assert note.startswith("not looked into") and "convolution" in note
     assert note in to_markdown(report).replace("\\", "") and from_json(to_json(report)) == report
