@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from rewriter.dims.cuts import FAR
 from rewriter.dims.declared import named_extents
 from rewriter.dims.engine import Pass
 from rewriter.dims.polynomials import Poly
 from rewriter.dims.tensors import slice_lists
-from rewriter.dims.writes import FAR, SCATTERS, Spreads, anchored, is_open, write
+from rewriter.dims.writes import SCATTERS, Spreads, anchored, is_open, write
 from rewriter.graph.view import Graph, Node
 
 

@@ -13,15 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rewriter.dims.cuts import FAR
 from rewriter.dims.engine import ROOM, Pass
 from rewriter.dims.polynomials import Poly, number
 from rewriter.dims.spreads import MOST_ELEMENTS, ONE, Extents, Spread, listing, single, spread_of
 from rewriter.dims.tensors import WHOLE, slice_lists
 from rewriter.graph.view import Constant, Node, Value
-
-FAR = (1 << 31) - 1
-"""An end of a slice from here on is that of whatever it cuts."""
-
 
 SCATTERS = ("scatter_nd", "scatterelements")
 

@@ -22,6 +22,10 @@ FxNode: TypeAlias = Any
 Ints: TypeAlias = "tuple[int, ...]"
 
 
+END = (1 << 63) - 1
+"""An end of a slice that is that of whatever it cuts."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
     """A tensor that a node holds itself, as a module does, by its name in the state dict."""

@@ -14,11 +14,8 @@ import numpy as np
 
 from rewriter.graph.raw import Canonical
 from rewriter.graph.view import Constant, Dim
-from rewriter.torch_graphs.calls import Call, fake, is_node, items, op_of
+from rewriter.torch_graphs.calls import END, Call, fake, is_node, items, op_of
 from rewriter.torch_graphs.onnx_terms import Reading, onnx
-
-END = (1 << 63) - 1
-"""An end of a slice that is that of whatever it cuts."""
 
 
 def _cat(call: Call) -> Reading:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewriter.torch_graphs.calls import FxNode, alike, fake, is_node, op_of
-
-END = (1 << 63) - 1
-"""An end of a slice that is that of whatever it cuts."""
+from rewriter.torch_graphs.calls import END, FxNode, alike, fake, is_node, op_of
 
 
 def tidied(graph: Any) -> None:

@@ -12,10 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewriter.torch_graphs.calls import SIZES, FxNode, alike, fake, is_assert, items, op_of
-
-END = (1 << 63) - 1
-"""An end of a slice that is that of whatever it cuts."""
+from rewriter.torch_graphs.calls import END, SIZES, FxNode, alike, fake, is_assert, items, op_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
