@@ -54,7 +54,7 @@ class VerificationText:
 
 def _what_goes(found: Inspection) -> Iterator[RenderableType]:
     """The answer to "why is it that large": what the shipped patterns would take away, the largest first."""
-    saving = sorted((p for p in found.patterns if p.saved_parameters), key=lambda p: -p.saved_parameters)
+    saving = sorted((p for p in found.patterns if p.saved_parameters > 0), key=lambda p: -p.saved_parameters)
     waiting = [p for p in found.patterns if not p.saved_parameters and p.note.startswith("needs")]
     whole = found.totals.parameters
     shares = [figures.change(whole, whole - p.saved_parameters) for p in saving]

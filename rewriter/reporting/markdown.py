@@ -107,9 +107,9 @@ def _rewrites(report: Report) -> Iterator[str]:
     yield "## Rewrites"
     yield ""
     for group in groups:
-        saved = "" if not group.saved_parameters else f", {figures.plural(group.saved_parameters, 'parameter')} saved"
+        saved = summary.saved_words(group)
         became = f"{figures.plural(group.nodes, 'node')} → {figures.count(group.made)}"
-        yield f"- {code(group.pattern)} {group.count:,} ×, {became}{saved}"
+        yield f"- {code(group.pattern)} {group.count:,} ×, {became}{saved and f', {saved}'}"
         for example in group.examples:
             left = f" (stays: {', '.join(map(code, example.leftovers))})" if example.leftovers else ""
             cost = summary.cost_line(example.before, example.after)

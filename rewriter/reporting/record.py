@@ -76,6 +76,7 @@ class MatchRecord:
     after: Cost | None = None
     proof: Proof | None = None
     tensors: tuple[FoldRecord, ...] = ()  # that came; their sources may be of an earlier round
+    saved_parameters: int = 0  # that the model stores less; fewer than 0 where others still read what it was made of
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class MatchGroup:
     count: int
     nodes: int  # that went
     made: int  # that came
-    saved_parameters: int | None  # None where a match of the group has no figures
+    saved_parameters: int  # that the model stores less; fewer than 0: more
     examples: tuple[MatchRecord, ...]
 
 
@@ -190,20 +190,24 @@ def match_groups(report: Report) -> tuple[MatchGroup, ...]:
 
 
 def _match_group(pattern: str, found: list[MatchRecord]) -> MatchGroup:
-    saved: int | None = 0
     seen: set[str] = set()
     examples: list[MatchRecord] = []
     for match in found:
-        if match.before is None or match.after is None or saved is None:
-            saved = None
-        else:
-            saved += match.before.parameters - match.after.parameters
         if match.summary not in seen and len(examples) < EXAMPLES:  # one of each kind tells more than three alike
             seen.add(match.summary)
             examples.append(match)
     nodes = sum(len(match.nodes) for match in found)
     made = sum(len(match.made) for match in found)
+    saved = sum(match.saved_parameters for match in found)
     return MatchGroup(pattern, len(found), nodes, made, saved, tuple(examples))
+
+
+def saved_words(group: MatchGroup) -> str:
+    """What the folds of a group together store less; "" where that is nothing."""
+    saved = group.saved_parameters
+    if saved < 0:
+        return f"{figures.plural(-saved, 'parameter')} more, since layers shared a weight and fold differently"
+    return f"{figures.plural(saved, 'parameter')} saved" if saved else ""
 
 
 def cost_line(before: Cost | None, after: Cost | None) -> str:

@@ -169,9 +169,11 @@ def _matches(report: Report) -> Iterator[RenderableType]:
         return
     yield heading("Rewrites")
     for group in groups:
-        saved = "" if not group.saved_parameters else f", {figures.plural(group.saved_parameters, 'parameter')} saved"
+        saved = summary.saved_words(group)
         became = f"{figures.plural(group.nodes, 'node')} → {figures.count(group.made)}"
-        yield indent(Text.assemble((name(group.pattern), "bold"), f"  {group.count:,} ×, {became}{saved}"))
+        yield indent(
+            Text.assemble((name(group.pattern), "bold"), f"  {group.count:,} ×, {became}{saved and f', {saved}'}")
+        )
         for example in group.examples:
             yield Padding(_example(example), (0, 0, 0, 4))
         kinds = len(group.examples)

@@ -86,7 +86,7 @@ def fold(match: Match, kinds: Collection[str], fresh: Fresh, shapes: Shapes, siz
     """One operator in place of a region that computes an affine map of its entry, plus what its sum leaves over.
 
     The gate looks at the region as if it stood alone: a weight that somebody outside reads too counts as the region's,
-    although it stays for them. The totals of the report count each stored tensor once, and show what that costs.
+    although it stays for them. What the model stores less or more for a fold is said beside it (`storing.Stock`).
     """
     region = sized.entered(match.region)
     found = _form(region)

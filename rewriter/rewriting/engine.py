@@ -20,7 +20,15 @@ from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import LOST, BodyMatch
 from rewriter.matching import outputs
 from rewriter.matching.find import Match, Query, find, query_of, select
-from rewriter.reporting.record import MatchRecord, OutputsDecision, RefusalRecord, ShadowRecord, SizeRecord, StackRecord
+from rewriter.reporting.record import (
+    FoldRecord,
+    MatchRecord,
+    OutputsDecision,
+    RefusalRecord,
+    ShadowRecord,
+    SizeRecord,
+    StackRecord,
+)
 from rewriter.rewriting.actions import Done, Fresh, act
 from rewriter.rewriting.aligned import align
 from rewriter.rewriting.draft import Draft
@@ -30,6 +38,7 @@ from rewriter.rewriting.provenance import folded
 from rewriter.rewriting.regions import Regions
 from rewriter.rewriting.reroot import Assumed, Rerooting, Status, reroot, unhook
 from rewriter.rewriting.sized import Sized
+from rewriter.rewriting.storing import Stock
 
 Progress = Callable[[str, float | None], None]
 """Told what is being done and, where it is known, which share of it is behind (0 to 1)."""
@@ -206,9 +215,11 @@ class Round:
     sized: Sized = field(init=False)
     regions: Regions = field(init=False)
     said: dict[str, str] = field(default_factory=dict[str, str])  # nodes with readers elsewhere, and who said so
+    stock: Stock = field(init=False)
 
     def __post_init__(self) -> None:
         self.sized = Sized(self.graph)
+        self.stock = Stock(self.graph)
 
     def run(self, queries: Sequence[Query]) -> Round:
         candidates: list[Match] = []
@@ -258,8 +269,9 @@ class Round:
         if renamed & self.rewired:
             return True  # a value can get one name only: this one waits for the next round
         self.rewired |= renamed
-        self.edits += done.plan.edits
-        self.matches.append(match_record(match, done, self.number))
+        plan, tensors = self.stock.once(done.plan, folded(match.region.nodes, done.plan.edits))
+        self.edits += plan.edits
+        self.matches.append(match_record(match, done, self.number, tensors, self.stock.saved(plan.edits)))
         return True
 
     def _released(self, refused: Sequence[Match], losers: Sequence[tuple[Match, Match]]) -> list[Match]:
@@ -297,7 +309,9 @@ def refusal_record(pattern: str, refusal: Refusal) -> RefusalRecord:
     return RefusalRecord(pattern, refusal.node, str(refusal.code), refusal.detail, *figures)
 
 
-def match_record(match: Match, done: Done, number: int) -> MatchRecord:
+def match_record(
+    match: Match, done: Done, number: int, tensors: tuple[FoldRecord, ...], saved_parameters: int
+) -> MatchRecord:
     region = match.region
     return MatchRecord(
         pattern=match.query.name,
@@ -311,7 +325,8 @@ def match_record(match: Match, done: Done, number: int) -> MatchRecord:
         before=done.before,
         after=done.after,
         proof=done.proof,
-        tensors=folded(region.nodes, done.plan.edits),
+        tensors=tensors,
+        saved_parameters=saved_parameters,
     )
 
 

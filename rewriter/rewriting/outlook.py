@@ -34,7 +34,7 @@ def outlook(graph: Graph, loaded: LoadedPattern, shapes: Shapes = NO_SHAPES) -> 
         return _outputs_outlook(graph, loaded, shapes)
     matches = [record for record in on_paper(graph, loaded, shapes) if isinstance(record, MatchRecord)]
     pairs = [(m.before, m.after) for m in matches if m.before and m.after]
-    saved = sum(before.parameters - after.parameters for before, after in pairs)
+    saved = sum(match.saved_parameters for match in matches)
     whole = all(not before.per_pixel and not after.per_pixel for before, after in pairs)
     less = sum(int(before.multiply_adds - after.multiply_adds) for before, after in pairs) if whole else None
     return PatternOutlook(loaded.name, len(matches), saved, less)

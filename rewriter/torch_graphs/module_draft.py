@@ -109,19 +109,32 @@ class ModuleDraft(FxDraft):
         """A module with its tensors for a layer; an operator for a sum; the bias of a product joins its module."""
         if edit.op in layers.MODULES:
             return self._layer(edit, table, at)
-        if edit.op == "add" and edit.inputs[1] in self._made and edit.inputs[1] not in table:
-            product = table[edit.inputs[0]]
-            bias = self._made.pop(edit.inputs[1])
-            self.modules.made[product.target]["bias"] = Held(edit.inputs[1], bias)
-            layers.promise(self.work.get_submodule(product.target), "bias", bias)
+        if edit.op == "add" and self._joins(edit.inputs[1], product := table[edit.inputs[0]], table):
             return product
         inputs = [self._input(name, table) for name in edit.inputs]
         with self.graph.inserting_before(at):
             return layers.sum_of(self.graph, edit.op, inputs)
 
+    def _joins(self, name: str, product: FxNode, table: dict[str, FxNode]) -> bool:
+        """Whether a tensor is the bias of the module that gives `product`, which it is made if it is new."""
+        if name in self._made and name not in table:
+            bias = self._made.pop(name)
+            self.modules.made[product.target]["bias"] = Held(name, bias)
+            layers.promise(self.work.get_submodule(product.target), "bias", bias)
+            return True
+        held = self.modules.made.get(product.target, {}).get("bias")
+        return held is not None and held.name == name
+
     def _layer(self, edit: AddNode, table: dict[str, FxNode], at: FxNode) -> FxNode:
+        """The call of a module, which is new unless a fold before made it: a layer that is called twice stays one."""
         x, weight, *bias = edit.inputs
         path = weight.removesuffix(".weight")
+        if weight in self._made:
+            self._add_module(path, edit, weight, bias)
+        with self.graph.inserting_before(at):
+            return layers.called(self.graph, path, edit, self._input(x, table))
+
+    def _add_module(self, path: str, edit: AddNode, weight: str, bias: Sequence[str]) -> None:
         held = {"weight": self._made.pop(weight), **({"bias": self._made.pop(bias[0])} if bias else {})}
         if edit.op == "matmul":
             held["weight"] = _turned(held["weight"])
@@ -132,8 +145,6 @@ class ModuleDraft(FxDraft):
         if not self.work.add_submodule(path, module):
             raise UsageError(f"the module {path!r} cannot be added: a part of its path is no module")
         self.modules.made[path] = {role: Held(names[role], constant) for role, constant in held.items()}
-        with self.graph.inserting_before(at):
-            return layers.called(self.graph, path, edit, self._input(x, table))
 
     def _measure(self, node: FxNode, at: FxNode) -> None:
         node.meta["val"] = fake(at)  # of the same type and number of axes

@@ -50,6 +50,7 @@ MATCHES = tuple(
         before=Cost(700, 63.0, bytes=3_200),
         after=Cost(600, 54.0, bytes=2_400),
         proof=Proof(1e-15 * (number + 1), 1e-12, 6, (9, 7)),
+        saved_parameters=100,
     )
     for number in range(2)
 )

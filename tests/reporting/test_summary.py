@@ -50,11 +50,17 @@ def test_refusals_are_grouped_the_most_frequent_first() -> None:
     ]
 
 
-def test_matches_are_grouped_and_what_is_unknown_is_not_summed() -> None:
+def test_matches_are_grouped_with_what_they_save_together() -> None:
     (group,) = summary.match_groups(REPORT)
     assert (group.count, group.nodes, group.made, group.saved_parameters) == (2, 6, 2, 200)
-    unknown = replace(REPORT, matches=(MATCHES[0], replace(MATCHES[1], after=None)))
-    assert summary.match_groups(unknown)[0].saved_parameters is None
+    assert summary.saved_words(group) == "200 parameters saved"
+
+
+def test_what_is_stored_more_is_said_with_the_reason() -> None:
+    dearer = replace(REPORT, matches=(replace(MATCHES[0], saved_parameters=-9),))
+    (group,) = summary.match_groups(dearer)
+    assert summary.saved_words(group) == "9 parameters more, since layers shared a weight and fold differently"
+    assert summary.saved_words(replace(group, saved_parameters=0)) == ""
 
 
 def test_the_worst_proof_is_told_and_nan_is_worst() -> None:

@@ -161,6 +161,31 @@ def test_what_two_layers_share_stays_for_the_other(build: Callable[[], nn.Module
     assert same([after(x)], [net(x)], 2e-6)
 
 
+class Levels(nn.Module):
+    """One head on three levels; the norm of a matrix product is its own bias in a module of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.line, self.scale = nn.Linear(10, 10), nn.Parameter(torch.linspace(1, 2, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [torch.relu(self.norm(self.conv(level))) for level in (x, x.tanh(), x.sigmoid())]
+        return sum(torch.relu(self.line(level) * self.scale) for level in levels)  # type: ignore[return-value]
+
+
+def test_a_head_on_three_levels_stays_one_head() -> None:
+    net = settled(Levels())
+    after = rewritten(net, X, patterns=["all"])
+    assert kinds(after) == ["Conv2d", "Linear"] and str(after.graph).count("call_module") == 6
+    parameters = sum(p.numel() for p in after.parameters())
+    assert parameters == sum(p.numel() for p in net.parameters()) - 8 - 10
+    assert same([after(X)], [net(X)], 2e-6)
+    program = rewriter.apply(exported(net, X), ["all"]).model
+    assert sum(p.numel() for p in program.parameters()) == parameters
+    assert same([program.module()(X)], [net(X)], 2e-6)
+
+
 class Unread(nn.Module):
     """A layer that is called twice, the second time for nobody."""
 
