@@ -42,7 +42,7 @@ def groups_of(cones: Cones) -> tuple[Group, ...]:
     for alike in components(leaders, lambda a, b: cones.computed(a) and cones.computed(b) and twins(a, b)):
         parts = _heads(cones, alike)
         whole = parts is None
-        found.extend(_group(cones, part, whole) for part in ([alike] if parts is None else parts))
+        found.extend(group_of(cones, part, unclear=whole) for part in ([alike] if parts is None else parts))
     return tuple(sorted(found, key=lambda group: cones.mask(group.leaders) & -cones.mask(group.leaders)))
 
 
@@ -73,7 +73,7 @@ def components(items: Sequence[T], linked: Callable[[T, T], bool]) -> list[list[
     return list(parts.values())
 
 
-def _group(cones: Cones, leaders: Sequence[Value], unclear: bool) -> Group:
+def group_of(cones: Cones, leaders: Sequence[Value], *, unclear: bool = False) -> Group:
     led = cones.mask(leaders)
     members = (v for v in cones.outputs if cones.bit(v) & led or cones.flows_into(v) & led)
     return Group(tuple(leaders), tuple(members), unclear)

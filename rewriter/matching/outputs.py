@@ -22,7 +22,7 @@ from rewriter.language.source import nearest
 from rewriter.language.syntax import OutputsMatch, Pattern, RemoveOutput, Role
 from rewriter.matching.averages import averaged
 from rewriter.matching.cones import Cones
-from rewriter.matching.groups import Group, components, groups_of, siblings
+from rewriter.matching.groups import Group, components, group_of, groups_of, siblings
 from rewriter.matching.predicates import attribute
 from rewriter.matching.stacks import stacks
 from rewriter.matching.tails import named_parts
@@ -70,13 +70,30 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     values = {p.name: p.value for p in pattern.params} | dict(params)
     seen = unstacked(at_sample_sizes(graph), stacks(graph, sizes(graph).dims))
     cones = Cones.of(seen)
-    decision = _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values).decide(keep_all)
-    return decision if isinstance(decision, Refusal) else replace(decision, notes=_notes(cones, decision.kept))
+    decider = _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values)
+    decision = decider.decide(keep_all)
+    if isinstance(decision, Refusal):
+        return decision
+    levels = decider.groups() if decision.how == NOTHING else ()
+    return replace(decision, notes=(*_means(cones, decision.kept), *_levels(levels)))
 
 
-def _notes(cones: Cones, kept: Sequence[Value]) -> tuple[str, ...]:
+def _means(cones: Cones, kept: Sequence[Value]) -> list[str]:
     means = [(value.name, averaged(cones, value)) for value in kept]
-    return tuple(f"{name} is the mean of {heads} heads: none of them is auxiliary" for name, heads in means if heads)
+    return [f"{name} is the mean of {heads} heads: none of them is auxiliary" for name, heads in means if heads]
+
+
+def _levels(groups: Sequence[Group]) -> list[str]:
+    return [f"{group.name} are taken for the levels of one head" for group in groups if len(group.leaders) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """Groups of which one may be wanted, and the votes, which do not say which."""
+
+    family: Sequence[Group]
+    tables: Sequence[Table]
+    verdicts: Sequence[Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,39 +156,62 @@ class _Decider:
 
     def _evidence(self, kept: int) -> list[Table]:
         """The votes on groups that stay against groups that go, for the report: the user has decided."""
-        groups = groups_of(self.cones)
+        groups = self.groups()
         stay = [g for g in groups if self.cones.mask(g.leaders) & kept]
         go = [g for g in groups if not self.cones.mask(g.members) & kept]
         return [self._table(m, a) for m, a in product(stay, go) if siblings(self.cones, m, a)]
 
     # --- what the votes say ------------------------------------------------------------------------------------------
 
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of the graph; what the names of a vote that counts tell apart is not one head."""
+        return tuple(part for group in groups_of(self.cones) for part in self._apart(group))
+
+    def _apart(self, group: Group) -> Sequence[Group]:
+        told = {value.name for value in group.leaders if self._called_auxiliary(value)}
+        if group.unclear or not 0 < len(told) < len(group.leaders):
+            return (group,)
+        parts = [[v for v in group.leaders if (v.name in told) is called] for called in (False, True)]
+        return [group_of(self.cones, part) for part in parts]
+
+    def _called_auxiliary(self, output: Value) -> bool:
+        facts = Facts(self.cones, (output,))
+        pair = Pair({self.removed_role: facts}, self.params)
+        return any(pair.names_say(vote.expr) for vote in self.match.votes if not vote.report_only)
+
     def _by_votes(self) -> Decision:
-        groups = groups_of(self.cones)
+        groups = self.groups()
         unclear = next((g for g in groups if g.unclear), None)
         if unclear is not None:
             raise self._unclear(unclear, groups)
         families = components(groups, lambda a, b: siblings(self.cones, a, b))
-        kept, tables = 0, list[Table]()
+        kept, tables, left_open = 0, list[Table](), list[_Open]()
         for family in families:
-            main, found = (family[0], []) if len(family) == 1 else self._main(family, groups)
+            found = self._main(family)
+            if isinstance(found, _Open):
+                left_open.append(found)
+                continue
+            main, votes = found
             kept |= self.cones.mask(main.members)
-            tables += found
+            tables += votes
+        if left_open:
+            raise self._choice(left_open, groups)
         return self._decision(kept, BY_VOTES if tables else NOTHING, tables)
 
-    def _main(self, family: Sequence[Group], groups: Sequence[Group]) -> tuple[Group, list[Table]]:
+    def _main(self, family: Sequence[Group]) -> tuple[Group, list[Table]] | _Open:
         """The group that wins against every other of its family, which have to be its siblings, and the votes."""
         lost: set[int] = set()
-        verdicts: list[Verdict] = []
-        pairs = list(combinations(family, 2))
-        tables = [self._table(a, b) for a, b in pairs]
-        for (a, b), table in zip(pairs, tables, strict=True):
-            said = verdict(self.match.votes, table.votes) if siblings(self.cones, a, b) else Verdict.SILENT
+        verdicts, tables = list[Verdict](), list[Table]()
+        for a, b in combinations(family, 2):
+            said = Verdict.SILENT
+            if siblings(self.cones, a, b):
+                tables.append(self._table(a, b))
+                said = verdict(self.match.votes, tables[-1].votes)
             verdicts.append(said)
             lost |= {id(b)} if said is Verdict.MAIN else {id(a)} if said is Verdict.AUX else {id(a), id(b)}
         winners = [group for group in family if id(group) not in lost]
         if len(winners) != 1:
-            raise self._choice(family, groups, tables, verdicts)
+            return _Open(family, tables, verdicts)
         return winners[0], [self._table(winners[0], group) for group in family if group is not winners[0]]
 
     def _facts(self, group: Group) -> Facts:
@@ -191,7 +231,7 @@ class _Decider:
 
     def _by_role(self, mains: Sequence[Role], removed: Role | None) -> Decision | Refusal:
         """Roles that find their group by themselves; votes that count still have to agree."""
-        groups = groups_of(self.cones)
+        groups = self.groups()
         picked: list[Group] = []
         for role in mains if removed is None else [removed]:
             group = self._pick(role, groups)
@@ -210,7 +250,7 @@ class _Decider:
         verdicts = [verdict(self.match.votes, table.votes) for table in tables]
         counted = any(not vote.report_only for vote in self.match.votes)
         if counted and any(said is not Verdict.MAIN for said in verdicts):
-            raise self._choice([*stay, *go], groups, tables, verdicts)
+            raise self._choice([_Open([*stay, *go], tables, verdicts)], groups)
         kept = self.cones.mask(v for g in groups if g not in go for v in g.members)
         return self._decision(kept, BY_PATTERN, tables)
 
@@ -228,7 +268,7 @@ class _Decider:
                 depths = [Facts(self.cones, group.members).depth for group in groups]
                 deepest = [g for g, depth in zip(groups, depths, strict=True) if depth == max(depths)]
                 if len(deepest) > 1:
-                    raise self._choice(deepest, groups, [], [])
+                    raise self._choice([_Open(deepest, [], [])], groups)
                 return deepest
             case _:
                 return Refusal(
@@ -252,49 +292,61 @@ class _Decider:
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def _choice(
-        self, family: Sequence[Group], groups: Sequence[Group], tables: Sequence[Table], verdicts: Sequence[Verdict]
-    ) -> ChoiceError:
-        open_ones = {said for said in verdicts if said in SAID}
-        first = next((said for said in SAID if said in open_ones), None)
+    def _choice(self, left_open: Sequence[_Open], groups: Sequence[Group]) -> ChoiceError:
+        verdicts = {said for each in left_open for said in each.verdicts if said in SAID}
+        first = next((said for said in SAID if said in verdicts), None)
         why = SAID[first] if first is not None else "no group wins against all others"
-        return ChoiceError(self._message(why, family, groups, tables))
+        return ChoiceError(self._message(why, left_open, groups))
 
     def _unclear(self, group: Group, groups: Sequence[Group]) -> ChoiceError:
         lone = [Group(tuple(part), tuple(part)) for part in named_parts(self.cones, group.leaders)]
         others = [g for g in groups if g is not group]
         why = "they look like the maps of several heads, and the graph does not say which belong together"
-        return ChoiceError(self._message(why, lone, [*lone, *others], []))
+        return ChoiceError(self._message(why, [_Open(lone, [], [])], [*lone, *others]))
 
-    def _message(self, why: str, family: Sequence[Group], groups: Sequence[Group], tables: Sequence[Table]) -> str:
-        declared = {value.name: value.shape for value in self.declared.outputs}
-        outside = [g for g in groups if all(g is not candidate for candidate in family)]
+    def _message(self, why: str, left_open: Sequence[_Open], groups: Sequence[Group]) -> str:
+        candidates = [group for each in left_open for group in each.family]
         lines = [f"{self.pattern.name}: which of these outputs are auxiliary is yours to say: {why}", "candidates:"]
-        for group in family:
-            facts = Facts(self.cones, group.members)
-            led = ", ".join(f"{plain(value.name)} {plain(shape(declared[value.name]))}" for value in group.leaders)
-            inside = [
-                plain(value.name) for value in group.members if all(value is not leader for leader in group.leaders)
-            ]
-            extra = f" with {', '.join(inside)} inside" if inside else ""
-            lines.append(f"  {led}{extra}: depth {facts.depth}, {facts.params:,} parameters of its own")
+        lines += map(self._candidate, candidates)
         if hidden := [node.name or node.op for node in self.cones.layered]:
             lines.append(f"not looked into: {', '.join(map(plain, hidden[:SHOWN_PAIRS]))}; layers may hide there")
-        if tables:
-            lines.append("votes:")
-        for table in tables[:SHOWN_PAIRS]:
-            lines.append(f"  {plain(table.main)} as main, {plain(table.aux)} as auxiliary:")
-            for vote in table.votes:
-                note = "" if vote.counts else " (does not count)"
-                lines.append(f"    {vote.name:<8} {vote.value:<7} {plain(vote.detail)}{note}")
-        if len(tables) > SHOWN_PAIRS:
-            lines.append(f"  … and {len(tables) - SHOWN_PAIRS} more pairs")
+        lines += _votes([table for each in left_open for table in each.tables])
         lines.append(
             "say what to keep, with commas between names; what is not named goes, but for raw maps inside what stays:"
         )
-        lines += [f"  --keep {self._typed([group, *outside])}" for group in family]
+        outside = [g for g in groups if all(g is not candidate for candidate in candidates)]
+        lines += [f"  --keep {self._typed([*offer, *outside])}" for offer in _offers(left_open)]
         return "\n".join([*lines, "  --keep all"])
+
+    def _candidate(self, group: Group) -> str:
+        declared = {value.name: value.shape for value in self.declared.outputs}
+        facts = self._facts(group)
+        led = ", ".join(f"{plain(value.name)} {plain(shape(declared[value.name]))}" for value in group.leaders)
+        inside = [plain(value.name) for value in group.members if all(value is not leader for leader in group.leaders)]
+        extra = f" with {', '.join(inside)} inside" if inside else ""
+        return f"  {led}{extra}: depth {facts.depth}, {facts.params:,} parameters of its own"
 
     def _typed(self, groups: Sequence[Group]) -> str:
         mask = self.cones.mask(value for group in groups for value in group.leaders)
         return plain(shlex.quote(",".join(value.name for value in self.cones.values(mask))))
+
+
+def _offers(left_open: Sequence[_Open]) -> list[list[Group]]:
+    """What people may want to keep: a group of every family at once, where as many heads give each (boxes, scores)."""
+    families = [each.family for each in left_open]
+    if len({len(family) for family in families}) == 1:
+        return [list(one_of_each) for one_of_each in zip(*families, strict=True)]
+    others = [[group for other in families if other is not family for group in other] for family in families]
+    return [[group, *rest] for family, rest in zip(families, others, strict=True) for group in family]
+
+
+def _votes(tables: Sequence[Table]) -> list[str]:
+    lines = ["votes:"] if tables else []
+    for table in tables[:SHOWN_PAIRS]:
+        lines.append(f"  {plain(table.main)} as main, {plain(table.aux)} as auxiliary:")
+        for vote in table.votes:
+            note = "" if vote.counts else " (does not count)"
+            lines.append(f"    {vote.name:<8} {vote.value:<7} {plain(vote.detail)}{note}")
+    if len(tables) > SHOWN_PAIRS:
+        lines.append(f"  … and {len(tables) - SHOWN_PAIRS} more pairs")
+    return lines

@@ -173,6 +173,10 @@ class Pair:
     def answer(self, expr: Expr) -> bool:
         return holds(self._settled(expr), self)
 
+    def names_say(self, expr: Expr) -> bool:
+        """Whether a vote is about names and they fit, whatever the other role is called."""
+        return isinstance(expr, Binary) and expr.op == "~" and bool(self.fitting(expr))
+
     def fitting(self, expr: Binary) -> list[str]:
         """The names on the left of a `~` that fit a glob on its right."""
         globs = self._names(expr.right)

@@ -21,7 +21,7 @@ from rewriter.language.parser import parse
 from rewriter.language.syntax import Pattern
 from rewriter.matching.groups import same_size, twins
 from rewriter.matching.outputs import Decision, decide
-from tests.matching.heads import COARSE, FINE, POINTS, WIDTH, Detector, Net, dual, raw_maps, removal
+from tests.matching.heads import COARSE, FINE, POINTS, SIZE, WIDTH, Detector, Net, dual, raw_maps, removal
 
 AUX_PRUNE = shipped()["aux-prune"].pattern
 
@@ -171,6 +171,38 @@ def test_the_levels_of_one_head_are_left_alone(main: bool) -> None:
     model, *_ = raw_maps(aux=not main, main=main)
     decision = choose(model)
     assert decision.removed == () and decision.how == "nothing auxiliary" and decision.votes == ()
+
+
+def finer_and_coarser(called: str) -> ModelProto:
+    """A map of the finest level and one that a head gives of the level before, whose last layer is `called`."""
+    net = Detector()
+    fine = net.conv(net.image, 3, stride=2)
+    top = net.conv(net.conv(fine, stride=2))
+    merged = net.conv(net.concat(net.up(top), fine), 2 * WIDTH)
+    model = net.model([(net.conv(merged, name="fine"), FINE), (net.conv(top, name="coarse"), COARSE)])
+    next(n for n in model.graph.node if n.output[0] == "coarse").name = called
+    return model
+
+
+def test_maps_of_two_sizes_are_levels_of_one_head_and_that_is_said() -> None:
+    decision = choose(finer_and_coarser("/head/Conv"))
+    assert decision.removed == () and decision.notes == ("fine, coarse are taken for the levels of one head",)
+
+
+def test_a_map_that_is_called_auxiliary_is_no_level_of_the_others() -> None:
+    """Names make it a question; what answers it are the votes, structural ones among them."""
+    decision = choose(finer_and_coarser("/aux_head/Conv"))
+    assert names(decision.removed) == ["coarse"] and decision.notes == ()
+    assert {name: value for name, (value, _) in votes(decision).items() if value != "silent"}.keys() >= {
+        "depth",
+        "scope",
+    }
+    model, _, main = raw_maps(aux=False)
+    next(n for n in model.graph.node if n.output[0] == main[0]).name = "/aux_head/Conv"  # the finer, and the shallower
+    next(n for n in model.graph.node if n.output[0] == main[1]).name = "/head/Conv"
+    assert names(choose(model).removed) == [main[0]]
+    next(n for n in model.graph.node if n.output[0] == main[1]).name = "/aux_head/Conv_1"
+    assert choose(model).removed == ()  # all of one head, whatever it is called
 
 
 def test_maps_that_cannot_be_grouped_are_a_choice() -> None:
@@ -505,3 +537,22 @@ def test_layers_that_nobody_counts_leave_the_choice_to_the_user(kind: str) -> No
 
 def test_a_body_without_layers_hides_nothing() -> None:
     assert names(choose(hiding("body", layers=False)).removed) == ["first"]
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_boxes_and_scores_of_equal_heads_are_one_question(heads: int) -> None:
+    """What is typed names one output of each kind, of one head by the order of the model."""
+    net = Net()
+    trunk = net.conv(net.image, 3)
+    outputs = [(f"{kind}{head}", (1, wide, SIZE, SIZE)) for head in range(heads) for kind, wide in KINDS.items()]
+    for name, (_, wide, *_) in outputs:
+        net.conv(trunk, out=wide, name=name)
+    with pytest.raises(ChoiceError) as caught:
+        choose(net.model(outputs))
+    offered = re.findall(r"^  --keep (.*)$", str(caught.value), re.MULTILINE)
+    assert offered == [*(f"boxes{head},scores{head}" for head in range(heads)), "all"]
+    kept = choose(net.model(outputs), *offered[1].split(",")).kept
+    assert names(kept) == ["boxes1", "scores1"]
+
+
+KINDS = {"boxes": 4, "scores": 7}
