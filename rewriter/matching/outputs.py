@@ -75,7 +75,12 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if isinstance(decision, Refusal):
         return decision
     levels = decider.groups() if decision.how == NOTHING else ()
-    return replace(decision, notes=(*_means(cones, decision.kept), *_levels(levels)))
+    return replace(decision, notes=(*_constants(decision.kept), *_means(cones, decision.kept), *_levels(levels)))
+
+
+def _constants(kept: Sequence[Value]) -> list[str]:
+    """What exporters store of values that a module keeps from one call to the next."""
+    return [f"{value.name} is a constant: nothing computes it" for value in kept if value.constant is not None]
 
 
 def _means(cones: Cones, kept: Sequence[Value]) -> list[str]:
@@ -84,7 +89,8 @@ def _means(cones: Cones, kept: Sequence[Value]) -> list[str]:
 
 
 def _levels(groups: Sequence[Group]) -> list[str]:
-    return [f"{group.name} are taken for the levels of one head" for group in groups if len(group.leaders) > 1]
+    said = "are taken for the levels of one head; if some are auxiliary, --keep says what stays"
+    return [f"{group.name} {said}" for group in groups if len(group.leaders) > 1]
 
 
 @dataclass(frozen=True, slots=True)

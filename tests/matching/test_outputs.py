@@ -24,6 +24,7 @@ from rewriter.matching.outputs import Decision, decide
 from tests.matching.heads import COARSE, FINE, POINTS, SIZE, WIDTH, Detector, Net, dual, raw_maps, removal
 
 AUX_PRUNE = shipped()["aux-prune"].pattern
+LEVELS = "are taken for the levels of one head; if some are auxiliary, --keep says what stays"
 
 
 def pattern(roles: str, votes: str = "", action: str = "aux") -> Pattern:
@@ -171,6 +172,8 @@ def test_the_levels_of_one_head_are_left_alone(main: bool) -> None:
     model, *_ = raw_maps(aux=not main, main=main)
     decision = choose(model)
     assert decision.removed == () and decision.how == "nothing auxiliary" and decision.votes == ()
+    maps = ", ".join(names(decision.kept))
+    assert decision.notes == (f"{maps} {LEVELS}",)
 
 
 def finer_and_coarser(called: str) -> ModelProto:
@@ -186,7 +189,7 @@ def finer_and_coarser(called: str) -> ModelProto:
 
 def test_maps_of_two_sizes_are_levels_of_one_head_and_that_is_said() -> None:
     decision = choose(finer_and_coarser("/head/Conv"))
-    assert decision.removed == () and decision.notes == ("fine, coarse are taken for the levels of one head",)
+    assert decision.removed == () and decision.notes == (f"fine, coarse {LEVELS}",)
 
 
 def test_a_map_that_is_called_auxiliary_is_no_level_of_the_others() -> None:
@@ -285,6 +288,7 @@ def test_inputs_constants_and_repeated_outputs() -> None:
     extra = [("image", (1, 3, 32, 32)), (anchors, (1, 8, 1)), ("second", POINTS)]
     decision = choose(net.model([*outputs, *extra]))
     assert names(decision.kept) == ["second", "image", "anchors"] and names(decision.removed) == ["first"]
+    assert decision.notes == ("anchors is a constant: nothing computes it",)
     lone = Net()
     decision = choose(lone.model([("image", (1, 3, 32, 32)), (lone.conv("image", 3, 3), (1, 3, 32, 32))]))
     assert decision.how == "nothing auxiliary"
