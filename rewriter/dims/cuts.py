@@ -47,12 +47,15 @@ def _cut(of: Pass, size: Size, start: Size, end: Size, step: Size) -> Size:
     extent, first, last, stride = known
     if extent is not None and first is not None and last is not None and stride and (stride > 0 or first >= -extent):
         return size.joined(number(len(range(*slice(first, last, stride).indices(extent)))), start, end, step)
-    if stride == 1:
+    if stride is not None and stride > 0:
         low, high = _bound(of, size.expr, start.expr), _bound(of, size.expr, end.expr)
+        if first is not None and 0 <= first < stride:
+            low = number(first)  # where the extent ends before it, the floor is 0 all the same
         if low is not None and high is not None:
-            if of.nonnegative(high - low):
-                return size.joined(high - low, start, end)
-            return size.joined(opaque(POSITIVE_PART, high - low), start, end)
+            taken = floored(high - low + number(stride - 1), stride)
+            if of.nonnegative(high - low + number(stride - 1)):
+                return size.joined(taken, start, end, step)
+            return size.joined(opaque(POSITIVE_PART, taken), start, end, step)
     arguments = (size.expr, start.expr, end.expr, step.expr)
     return size.joined(opaque(("slice",), *arguments), start, end, step)
 

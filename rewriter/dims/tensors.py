@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from rewriter.dims.polynomials import floored, nonnegative, number
+from rewriter.dims.polynomials import POSITIVE_PART, floored, nonnegative, number, opaque
 from rewriter.dims.sizes import Elements, Size, fixed, total
 from rewriter.graph.view import Constant, Node
 
@@ -171,16 +171,17 @@ def _times(of: Pass, a: Size, b: Size) -> Size:
 
 
 def _divided(of: Pass, a: Size, b: Size) -> Size | None:
-    """Division of whole numbers goes towards zero, so it is a floor only where nothing is negative."""
+    """Division of whole numbers goes towards zero: the floor where nothing is negative, and 0 just below it."""
     divisor, dividend = b.expr.constant, a.expr.constant
     if divisor is None or divisor == 0:
         return None
     if dividend is not None:
         whole = abs(dividend) // abs(divisor)
         return a.joined(number(whole if (dividend < 0) == (divisor < 0) else -whole), b)
-    if divisor < 0 or not of.nonnegative(a.expr):
+    if divisor < 0 or not of.nonnegative(a.expr + (divisor - 1)):
         return None
-    return a.joined(floored(a.expr, divisor), b)
+    quotient = floored(a.expr, divisor)
+    return a.joined(quotient if of.nonnegative(a.expr) else opaque(POSITIVE_PART, quotient), b)
 
 
 def _div(of: Pass, node: Node) -> Elements | None:
