@@ -48,7 +48,7 @@ def _cut(of: Pass, size: Size, start: Size, end: Size, step: Size) -> Size:
     if extent is not None and first is not None and last is not None and stride and (stride > 0 or first >= -extent):
         return size.joined(number(len(range(*slice(first, last, stride).indices(extent)))), start, end, step)
     if stride is not None and stride > 0:
-        low, high = _bound(of, size.expr, start.expr), _bound(of, size.expr, end.expr)
+        low, high = bound(of, size.expr, start.expr), bound(of, size.expr, end.expr)
         if first is not None and 0 <= first < stride:
             low = number(first)  # where the extent ends before it, the floor is 0 all the same
         if low is not None and high is not None:
@@ -60,7 +60,7 @@ def _cut(of: Pass, size: Size, start: Size, end: Size, step: Size) -> Size:
     return size.joined(opaque(("slice",), *arguments), start, end, step)
 
 
-def _bound(of: Pass, extent: Poly, place: Poly) -> Poly | None:
+def bound(of: Pass, extent: Poly, place: Poly) -> Poly | None:
     """Where a start or an end lies, between 0 and the extent; None where that cannot be told."""
     fixed = place.constant
     if fixed is not None and fixed >= FAR:

@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from itertools import combinations, product
 from typing import Any
 
-from rewriter.dims import sizes
 from rewriter.dims.declared import at_sample_sizes
+from rewriter.dims.engine import measured
 from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
 from rewriter.graph.view import Graph, Value
 from rewriter.language.source import nearest
@@ -68,7 +68,7 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if not isinstance(pattern.match, OutputsMatch) or not isinstance(pattern.action, RemoveOutput):
         raise ValueError(f"{pattern.name} is no pattern of outputs")
     values = {p.name: p.value for p in pattern.params} | dict(params)
-    seen = unstacked(at_sample_sizes(graph), stacks(graph, sizes(graph).dims))
+    seen = unstacked(at_sample_sizes(graph), stacks(graph, measured(graph)))
     cones = Cones.of(seen)
     decider = _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values)
     decision = decider.decide(keep_all)

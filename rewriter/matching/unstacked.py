@@ -34,9 +34,7 @@ def unstacked(graph: Graph, stacks: list[Stack]) -> Graph:
 
 def _computes(stack: Stack, node: Node, operand: int) -> bool:
     """Whether a node computes slices of this operand, among others."""
-    start, count = stack.start(operand), stack.counts[operand]
-    places = [stack.places[value.name] for value in node.outputs]
-    return any(place.first < start + count and place.first + place.count > start for place in places)
+    return any(operand in stack.covered(stack.places[value.name]) for value in node.outputs)
 
 
 def _rebuilt(

@@ -128,16 +128,18 @@ class SizeRecord:
 
 @dataclass(frozen=True, slots=True)
 class StackRecord:
-    """Heads that ran on a stack of values of which one was wanted, and run on that one now.
+    """Heads that ran on a stack of values of which some were wanted, and run on those now.
 
-    `place` is the number of `operand` among the `operands` of the stack; `taken` the nodes that take its result.
+    `places` are the numbers of the operands that stay among the `operands` of the stack; `taken` the nodes that take of
+    the result. Only nodes that went made sure of what is `lost`: inputs that failed may pass now.
     """
 
     stack: str
-    operand: str
-    place: int
+    kept: tuple[str, ...]
+    places: tuple[int, ...]
     operands: int
     taken: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

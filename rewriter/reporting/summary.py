@@ -155,9 +155,12 @@ def given(size: SizeRecord, escaped: Callable[[str], str]) -> str:
 
 def stack_line(stack: StackRecord) -> str:
     """What became of heads that ran on a stack."""
-    takers = ", ".join(stack.taken)
-    which = f"{stack.operand} (number {stack.place + 1} of {stack.operands})"
-    return f"{stack.stack}: {takers} took one slice of the stack, so the heads run on {which} alone"
+    takers, kept = ", ".join(stack.taken), ", ".join(stack.kept)
+    numbers = ", ".join(f"{place + 1}" for place in stack.places)
+    part = "one part" if len(stack.kept) == 1 else "some parts"
+    lost = f"; no longer checked: {', '.join(stack.lost)}" if stack.lost else ""
+    which = f"{kept} (number {numbers} of {stack.operands})"
+    return f"{stack.stack}: {takers} took {part} of the stack, so the heads run on {which} alone{lost}"
 
 
 def scrub_line(scrubbed: ScrubRecord) -> str:

@@ -143,8 +143,7 @@ def _settle_outputs(
             continue
         sizes = _remove_outputs(draft, decision, allow_lost=params.get(LOST) is True)
         needed_after = len(draft.view().nodes), _parameters(draft.view())
-        edits, narrowed = narrow(draft.view(), draft.fresh)
-        draft.apply(edits)
+        stacks, stayed = _narrow_stacks(draft, allow_lost=params.get(LOST) is True)
         decisions.append(
             OutputsDecision(
                 pattern=loaded.name,
@@ -155,8 +154,8 @@ def _settle_outputs(
                 removed_nodes=len(graph.nodes) - needed_after[0],
                 removed_parameters=_parameters(graph) - needed_after[1],
                 sizes=sizes,
-                stacks=tuple(StackRecord(n.stack, n.operand, n.place, n.operands, n.taken) for n in narrowed),
-                notes=decision.notes,
+                stacks=stacks,
+                notes=(*decision.notes, *stayed),
             )
         )
     return decisions, refusals
@@ -170,6 +169,17 @@ def _remove_outputs(draft: Draft, decision: outputs.Decision, *, allow_lost: boo
     found = reroot(draft.view(), allow_lost=allow_lost)
     draft.apply(found.edits)
     return size_records(found)
+
+
+def _narrow_stacks(draft: Draft, *, allow_lost: bool) -> tuple[tuple[StackRecord, ...], tuple[str, ...]]:
+    """Let heads on stacks run on what is wanted alone; and what keeps the others."""
+    records: list[StackRecord] = []
+    while True:
+        found = narrow(draft.view(), draft.fresh, allow_lost=allow_lost)
+        records += [StackRecord(n.stack, n.operands, n.places, n.among, n.taken, n.lost) for n in found.done]
+        if not found.done:
+            return tuple(records), found.stayed
+        draft.apply(found.edits)
 
 
 def size_records(found: Rerooting) -> tuple[SizeRecord, ...]:

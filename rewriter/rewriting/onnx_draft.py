@@ -297,7 +297,11 @@ def _linear(edit: AddNode) -> NodeProto:
     return helper.make_node("Gemm", edit.inputs, [edit.output], name=edit.name, transB=1)
 
 
-def _binary(op_type: str) -> NodeMaker:
+def _concat(edit: AddNode) -> NodeProto:
+    return helper.make_node("Concat", edit.inputs, [edit.output], name=edit.name, axis=edit.attrs["axis"])
+
+
+def _plain(op_type: str) -> NodeMaker:
     return lambda edit: helper.make_node(op_type, edit.inputs, [edit.output], name=edit.name)
 
 
@@ -305,9 +309,11 @@ NODES: Mapping[str, NodeMaker] = {
     "conv": _conv("Conv"),
     "conv_transpose": _conv("ConvTranspose"),
     "linear": _linear,
-    "matmul": _binary("MatMul"),
-    "add": _binary("Add"),
-    "sub": _binary("Sub"),
+    "matmul": _plain("MatMul"),
+    "add": _plain("Add"),
+    "sub": _plain("Sub"),
+    "concat": _concat,
+    "slice": _plain("Slice"),
 }
 
 

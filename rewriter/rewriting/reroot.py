@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from rewriter.dims import Sizes, sizes
+from rewriter.dims import Assertion, Sizes, sizes
 from rewriter.dims.polynomials import Poly, shown
 from rewriter.dims.sizes import Size, total, united
 from rewriter.dims.tensors import part
-from rewriter.graph.view import Constant, Graph, Node, Value
+from rewriter.graph.view import Graph, Node, Value
+from rewriter.matching.measuring import places_read
 from rewriter.rewriting.edits import Reread
 
 SIZE_ONLY = frozenset({"shape", "size"})
@@ -172,7 +173,9 @@ class _Search:
             by.setdefault(assertion.assumption, []).append(_name(graph.nodes[assertion.node]))
         names = {number: tuple(dict.fromkeys(nodes)) for number, nodes in by.items()}
         read = _read_by_several(graph, stays)
-        return cls(graph, known, _ranked(graph, sound, known, read), _granted(known, sound), names, allow_lost)
+        return cls(
+            graph, known, _ranked(graph, sound, known, read), granted(known.assertions, sound), names, allow_lost
+        )
 
     def source(self, anchor: Node) -> Moved | Stayed:
         old, name = anchor.data[0], _name(anchor)
@@ -195,7 +198,7 @@ class _Search:
             return None
         start, end = anchor.attrs.get("start"), anchor.attrs.get("end")
         count = len(part(len(dims), start, end)) if anchor.op == "shape" else 1
-        places = _places(self.graph, anchor, count) if anchor.op == "shape" else (0,)
+        places = places_read(self.graph, anchor, count) if anchor.op == "shape" else (0,)
         key: Key = (anchor.op, start, end, places, count)
         given = _given(key, dims)
         return None if given is None else (key, given)
@@ -230,38 +233,6 @@ def _given(key: Key, dims: Sequence[Size]) -> Sequence[Size] | None:
     return [dims[read[place]] for place in places] if len(read) == count else None
 
 
-def _places(graph: Graph, anchor: Node, count: int) -> tuple[int, ...]:
-    """The places of the list that are read: all, unless every reader picks some that are known."""
-    value, found = anchor.output, set[int]()
-    for index in value.readers:
-        picked = _picked(graph.nodes[index], value, count)
-        if picked is None:
-            return tuple(range(count))
-        found.update(picked)
-    return tuple(range(count)) if value.is_output or value.captured else tuple(sorted(found))
-
-
-def _picked(reader: Node, value: Value, count: int) -> set[int] | None:
-    """The places that a Gather or a Slice with constant indices picks."""
-    if not reader.data or reader.data[0] is not value:
-        return None
-    if reader.op == "gather" and reader.attrs.get("axis", 0) in (0, -1):
-        chosen = _numbers(reader.consts.get("indices"))
-        known = chosen is not None and all(-count <= place < count for place in chosen)
-        return {place % count for place in chosen or ()} if known else None
-    if reader.op == "slice" and reader.attrs.get("axes") in ((0,), (-1,)):
-        (start,), (end,), (step,) = (reader.attrs[key] for key in ("starts", "ends", "steps"))
-        return set(range(count)[start:end:step])
-    return None
-
-
-def _numbers(constant: Constant | None) -> list[int] | None:
-    """A short constant list of whole numbers."""
-    if constant is None or constant.size > 64 or constant.dtype not in ("int64", "int32"):
-        return None
-    return [int(number) for number in constant.load().reshape(-1)]
-
-
 def _behind(graph: Graph, anchors: Sequence[Node]) -> bytearray:
     """The nodes that depend on an anchor, themselves among them."""
     behind = bytearray(len(graph.nodes))
@@ -275,16 +246,16 @@ def _behind(graph: Graph, anchors: Sequence[Node]) -> bytearray:
     return behind
 
 
-def _granted(known: Sizes, sound: Sequence[bool]) -> frozenset[int]:
-    """The assumptions that nodes assert which stay and do not depend on an anchor, on grounds that are granted too."""
-    granted: set[int] = set()
-    waiting = [assertion for assertion in known.assertions if sound[assertion.node]]
+def granted(assertions: Iterable[Assertion], sound: Sequence[bool]) -> frozenset[int]:
+    """The assumptions that sound nodes assert (which stay, and do not depend on an anchor), on granted grounds."""
+    found: set[int] = set()
+    waiting = [assertion for assertion in assertions if sound[assertion.node]]
     grown = True
     while grown:
-        more = {assertion.assumption for assertion in waiting if assertion.uses <= granted} - granted
-        granted |= more
+        more = {assertion.assumption for assertion in waiting if assertion.uses <= found} - found
+        found |= more
         grown = bool(more)
-    return frozenset(granted)
+    return frozenset(found)
 
 
 def _read_by_several(graph: Graph, stays: bytearray) -> set[str]:
