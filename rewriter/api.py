@@ -31,6 +31,7 @@ from rewriter.language.library import LoadedPattern, resolve, shipped
 from rewriter.language.parameters import set_parameters
 from rewriter.language.selftest import TestResult
 from rewriter.language.syntax import BodyMatch
+from rewriter.matching.outputs import EVERYTHING
 from rewriter.reporting.record import (
     Inspection,
     MatchRecord,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 Model: TypeAlias = "str | Path | ModelProto | LoadedModel | gs.Graph"
 
-ALL = "all"
+ALL = EVERYTHING
 """As `keep`: every output is wanted."""
 
 NOT_ASKED = Verification(Verdict.NOT_VERIFIED, "verification was turned off (--no-verify)")

@@ -35,6 +35,8 @@ from rewriter.reporting.record import VoteRecord
 
 BY_VOTES, BY_KEEP, BY_KEEP_ALL, BY_PATTERN = "by votes", "by --keep", "by --keep all", "by the pattern"
 NOTHING = "nothing auxiliary"
+EVERYTHING = "all"
+"""As the name of an output to keep: every one."""
 
 SHOWN_PAIRS = 12
 """Pairs of groups whose votes a message lists."""
@@ -148,7 +150,8 @@ class _Decider:
         known = {value.name: value for value in self.cones.outputs}
         if name in known:
             return [known[name]]
-        places = {f"{place}": v for i, v in enumerate(known.values()) for place in (i, i - len(known))}
+        listed = self.declared.outputs  # one may stand there twice
+        places = {f"{place}": known[v.name] for i, v in enumerate(listed) for place in (i, i - len(listed))}
         if name in places:
             return [places[name]]
         fitting = [value for value in known.values() if set(name) & set("*?[") and fnmatchcase(value.name, name)]
@@ -334,7 +337,16 @@ class _Decider:
 
     def _typed(self, groups: Sequence[Group]) -> str:
         mask = self.cones.mask(value for group in groups for value in group.leaders)
-        return plain(shlex.quote(",".join(value.name for value in self.cones.values(mask))))
+        return shlex.quote(",".join(self._word(value) for value in self.cones.values(mask)))
+
+    def _word(self, value: Value) -> str:
+        """What to type for an output: its name, or its position where the name would be read otherwise."""
+        name = value.name
+        if name == name.strip() == plain(name) and "," not in name and name not in ("", EVERYTHING):
+            return name
+        names = [output.name for output in self.declared.outputs]
+        place = names.index(name)
+        return f"{place}" if f"{place}" not in names else f"{place - len(names)}"
 
 
 def _offers(left_open: Sequence[_Open]) -> list[list[Group]]:

@@ -36,7 +36,7 @@ from rewriter.rewriting.edits import Edit, RemoveOutput, Rewire
 from rewriter.rewriting.narrow import narrow
 from rewriter.rewriting.provenance import folded
 from rewriter.rewriting.regions import Regions
-from rewriter.rewriting.reroot import Assumed, Rerooting, Status, reroot, unhook
+from rewriter.rewriting.reroot import Assumed, Rerooting, Status, reroot, told, unhook
 from rewriter.rewriting.sized import Sized
 from rewriter.rewriting.storing import Stock
 
@@ -166,9 +166,14 @@ def _remove_outputs(draft: Draft, decision: outputs.Decision, *, allow_lost: boo
     if not decision.removed:
         return ()
     draft.apply([RemoveOutput(value.name) for value in decision.removed])
+    edits, known = told(draft.view(), allow_lost=allow_lost)
+    draft.apply(edits)
     found = reroot(draft.view(), allow_lost=allow_lost)
     draft.apply(found.edits)
-    return size_records(found)
+    records = (*size_records(Rerooting(moved=known.moved)), *size_records(found))
+    said = {record.node for record in records}
+    left = tuple([stayed for stayed in known.stayed if stayed.node not in said])
+    return (*records, *size_records(Rerooting(stayed=left)))
 
 
 def _narrow_stacks(draft: Draft, *, allow_lost: bool) -> tuple[tuple[StackRecord, ...], tuple[str, ...]]:

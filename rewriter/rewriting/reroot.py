@@ -14,13 +14,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from onnx import NodeProto
+
 from rewriter.dims import Assertion, Sizes, sizes
 from rewriter.dims.polynomials import Poly, shown
 from rewriter.dims.sizes import Size, total, united
 from rewriter.dims.tensors import part
 from rewriter.graph.view import Graph, Node, Value
 from rewriter.matching.measuring import places_read
-from rewriter.rewriting.edits import Reread
+from rewriter.rewriting.edits import AddConstant, Edit, RemoveNode, Reread
 
 SIZE_ONLY = frozenset({"shape", "size"})
 
@@ -98,6 +100,59 @@ def reroot(graph: Graph, wanted: Collection[str] | None = None, *, allow_lost: b
             return Rerooting(tuple(edits), tuple(moved), tuple(failed.values()))
         failed.update((anchor.index, why) for anchor, why in stuck)
         kept += [anchor.data[0] for anchor, _ in stuck]
+
+
+def told(graph: Graph, *, allow_lost: bool = False) -> tuple[list[Edit], Rerooting]:
+    """Numbers in place of nodes that read a size that is known of what else would die.
+
+    A node whose settings follow from such a size reads nothing but its data in the view, so `reroot` does not see that
+    the model needs the size: this looks at what nodes read in the model.
+    """
+    graph = graph.as_stored
+    whole, parts = _needed_in_file(graph, cut=False), _needed_in_file(graph, cut=True)
+    found = [
+        (node, value)
+        for node, value in _size_readers(graph)
+        if whole[node.index] and node.output.constant is not None and not parts[value.producer or 0]
+    ]
+    if not found:
+        return [], Rerooting()
+    known, behind = sizes(graph), _behind(graph, [node for node, _ in found])
+    search = _Search.of(graph, known, parts, [node for node, _ in found], allow_lost)
+    search.granted = granted(known.assertions, [bool(p) and not b for p, b in zip(parts, behind, strict=True)])
+    edits, moved, stayed = list[Edit](), list[Moved](), list[Stayed]()
+    for node, value in found:
+        held, constant = known.elements.get(node.output.name), node.output.constant
+        if held is None or constant is None or any(size.expr.constant is None for size in held.items):
+            continue
+        assumed = search.assumed(united(held.items))
+        numbers = ", ".join(str(size.expr.constant) for size in held.items)
+        if not allow_lost and any(a.status is Status.LOST for a in assumed):
+            stayed.append(
+                Stayed(_name(node), value.name, _lost(f"{value.name} has the size {numbers}", assumed), assumed)
+            )
+            continue
+        edits += [AddConstant(node.output.name, constant.load(), constant.dtype), RemoveNode(node)]
+        moved.append(Moved(_name(node), value.name, node.output.name, f"it is {numbers}, whatever the input", assumed))
+    return edits, Rerooting((), tuple(moved), tuple(stayed))
+
+
+def _needed_in_file(graph: Graph, *, cut: bool) -> bytearray:
+    """The nodes that outputs need by what nodes read in the model; with `cut` what only hands on sizes is left out."""
+    needed = bytearray(len(graph.nodes))
+    waiting = [value for value in graph.outputs]
+    while waiting:
+        producer = waiting.pop().producer
+        if producer is None or needed[producer]:
+            continue
+        needed[producer] = 1
+        node = graph.nodes[producer]
+        native = node.native
+        names = native.input if isinstance(native, NodeProto) else [value.name for value in node.data]
+        if not (cut and node.op in SIZE_ONLY):
+            waiting += [graph.values[name] for name in names if name in graph.values]
+        waiting += node.captures
+    return needed
 
 
 def unhook(graph: Graph, names: Collection[str]) -> Rerooting:
@@ -185,10 +240,10 @@ class _Search:
         key, expected = read
         blocked: Stayed | None = None
         for value, given in self._table(key).get(tuple(size.expr for size in expected), ()):
-            assumed = self._assumed(united([*expected, *given]))
+            assumed = self.assumed(united([*expected, *given]))
             if self.allow_lost or all(a.status is Status.IMPLIED for a in assumed):
                 return Moved(name, old.name, value.name, _words(key, expected), assumed)
-            blocked = blocked or Stayed(name, old.name, _lost(value, assumed), assumed)
+            blocked = blocked or Stayed(name, old.name, _lost(f"{value.name} has the same size", assumed), assumed)
         extents = _words(key, expected)
         return blocked or Stayed(name, old.name, f"no value that stays is proved to have the same size ({extents})")
 
@@ -213,7 +268,7 @@ class _Search:
             self.tables[key] = table
         return self.tables[key]
 
-    def _assumed(self, uses: Iterable[int]) -> tuple[Assumed, ...]:
+    def assumed(self, uses: Iterable[int]) -> tuple[Assumed, ...]:
         return tuple(
             Assumed(
                 str(self.sizes.assumptions[number]),
@@ -313,7 +368,7 @@ def _words(key: Key, extents: Sequence[Size]) -> str:
     return f"both have {listed}" if listed else "no extent is read"
 
 
-def _lost(value: Value, assumed: Sequence[Assumed]) -> str:
+def _lost(claim: str, assumed: Sequence[Assumed]) -> str:
     lost = "; ".join(a.equation for a in assumed if a.status is Status.LOST)
-    why = f"{value.name} has the same size only where {lost}, which no node that stays would enforce"
+    why = f"{claim} only where {lost}, which no node that stays would enforce"
     return f"{why} (lost=true allows it)"

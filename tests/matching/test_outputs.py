@@ -108,6 +108,24 @@ def test_names_to_type_are_quoted_for_a_shell_and_hold_what_is_not_in_question()
     assert names(choose(model, *typed[1].split(",")).removed) == ["it's; a"]
 
 
+@pytest.mark.parametrize("name", ["a,b", " a", "all", "line\nbreak", "\x1b[31mred"])
+def test_a_name_that_cannot_be_typed_is_named_by_its_position(name: str) -> None:
+    net = Net()
+    x = net.conv(net.image, 3)
+    model = net.model([(net.conv(x, name=each), FINE) for each in (name, "0")])
+    with pytest.raises(ChoiceError) as caught:
+        choose(model)
+    typed = re.findall(r"^  --keep (.*)$", str(caught.value), re.MULTILINE)
+    assert typed == ["-2", "0", "all"]  # 0 is a name
+    assert names(choose(model, typed[0]).kept) == [name]
+
+
+def test_positions_count_an_output_that_is_listed_twice() -> None:
+    model = dual()
+    model.graph.output.append(model.graph.output[0])
+    assert names(choose(model, "-1").kept) == ["first"] == names(choose(model, "2").kept)
+
+
 @pytest.mark.parametrize("pan", [True, False])
 def test_a_telling_scope_adds_a_vote(pan: bool) -> None:
     model = dual(main_convs=0 if pan else 2, pan=pan)

@@ -456,6 +456,20 @@ def test_a_known_size_that_is_an_output_keeps_its_value() -> None:
     assert any(refusal.code == "escape" for refusal in outcome.refusals) and not draft.edited
 
 
+@pytest.mark.parametrize(("high", "left"), [(7, {"Resize": 1}), ("h", {"Conv": 1, "Shape": 1, "Resize": 1})])
+def test_a_number_is_read_of_no_branch(high: int | str, left: dict[str, int]) -> None:
+    """A setting that follows from the size of what goes; where that is open, nothing else is as large."""
+    nodes = (op("Conv", "x w", "aux"), op("Shape", "aux", "size"), op("Resize", "x _ _ size", "main", mode="nearest"))
+    model = model_of(*nodes, shape=(1, 2, high, 6), w=np.ones((2, 2, 3, 3), np.float32))
+    result = api.apply(model, ["aux-prune"], keep="main", verify=False)
+    assert op_histogram(result.model) == left
+    (size,) = result.report.decisions[0].sizes
+    assert (size.node, size.old, size.new) == ("make size", "aux", "size" if left == {"Resize": 1} else None)
+    assert (size.because == "it is 1, 2, 5, 4, whatever the input") is (left == {"Resize": 1})
+    feeds = {"x": noise(1, 2, 7, 6)}
+    np.testing.assert_array_equal(run(result.model, feeds)["main"], run(model, feeds)["main"])
+
+
 def test_only_wanted_outputs_count() -> None:
     model = model_of(op("Relu", "x", "aux"), op("Shape", "aux", "main"))
     assert not reroot(view(model)).edits
