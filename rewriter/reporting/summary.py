@@ -18,6 +18,7 @@ from rewriter.reporting.record import (
     MatchRecord,
     OutputInfo,
     OutputsDecision,
+    PatternSource,
     Proof,
     RefusalRecord,
     Report,
@@ -203,6 +204,13 @@ def _match_group(pattern: str, found: list[MatchRecord]) -> MatchGroup:
     made = sum(len(match.made) for match in found)
     saved = sum(match.saved_parameters for match in found)
     return MatchGroup(pattern, len(found), nodes, made, saved, tuple(examples))
+
+
+def patterns_used(report: Report) -> tuple[tuple[PatternSource, ...], int]:
+    """Those that decided about outputs or matched, and how many others there were."""
+    names = {match.pattern for match in report.matches} | {decision.pattern for decision in report.decisions}
+    used = tuple(pattern for pattern in report.patterns if pattern.name in names)
+    return used, len(report.patterns) - len(used)
 
 
 def saved_words(group: MatchGroup) -> str:

@@ -267,10 +267,12 @@ _CHECKED = ("error", "own error", "tolerance", "largest")
 
 
 def _origin(report: Report) -> Iterator[RenderableType]:
-    """What made this: enough to run it again."""
+    """What made this: enough to run it again; the other reports also name the patterns that had nothing to do."""
     yield heading("Made with")
-    patterns = ", ".join(f"{name(p.name)} ({name(p.path)} {escape.plain(p.sha256[:12])})" for p in report.patterns)
-    settings = "".join(f", {name(key)} = {name(value)}" for key, value in report.parameters)
+    used, unused = summary.patterns_used(report)
+    named = [f"{name(p.name)} ({name(p.path)} {escape.plain(p.sha256[:12])})" for p in used]
+    settings = [f"{name(key)} = {name(value)}" for key, value in report.parameters]
+    idle = [f"{figures.plural(unused, 'other pattern')} without a match"] if unused else []
     tools = ", ".join(f"{name(tool)} {name(version)}" for tool, version in report.versions)
-    for said in (patterns + settings, tools):
+    for said in (", ".join(named + settings + idle), tools):
         yield indent(Text(said, style="dim"))
