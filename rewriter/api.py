@@ -15,18 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 
 from rewriter.checking import verify as compare
 from rewriter.checking.record import Verdict, Verification
 from rewriter.checkpoints import structure
 from rewriter.errors import UsageError
-from rewriter.graph import files, measure, saving, surgeon
-from rewriter.graph import shapes as sizes
+from rewriter.graph import files, saving, surgeon
 from rewriter.graph.files import LoadedModel
 from rewriter.graph.onnx import view
-from rewriter.graph.proto import value_type
-from rewriter.graph.view import Graph
 from rewriter.language.library import LoadedPattern, resolve, shipped
 from rewriter.language.parameters import set_parameters
 from rewriter.language.selftest import TestResult
@@ -35,14 +32,13 @@ from rewriter.matching.outputs import EVERYTHING
 from rewriter.reporting.record import (
     Inspection,
     MatchRecord,
-    OutputInfo,
     RefusalRecord,
     Report,
     ScrubRecord,
-    Totals,
 )
 from rewriter.rewriting import account, outlook, trial
 from rewriter.rewriting.account import versions
+from rewriter.rewriting.counting import sizes_at, totals
 from rewriter.rewriting.engine import Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.rewriting.provenance import composed
@@ -124,10 +120,10 @@ def apply(
     that are wanted where a pattern removes outputs, or is "all"; `set_` holds `[PATTERN.]PARAM=VALUE`. For each of them
     a text alone is a list of one. `rename` gives inputs and outputs other names, all at once, so that two may change
     places. `scrub` removes what exporters and training left and no runtime needs. `inputs` is an .npz with an array per
-    input, `shapes` fixes input sizes (in elements, all axes) for the comparison; both speak of the inputs by their old
-    names. A module of torch is traced in evaluation form by calling it with `example_inputs` (a tensor, a sequence of
-    arguments or a dict of them), `dynamic_shapes` as torch.export has them; the result's model is a module again, which
-    shares the tensors that no rewrite touched. Verification that fails is
+    input, `shapes` fixes input sizes (in elements, all axes) for the comparison and for counting multiply-adds; both
+    speak of the inputs by their old names. A module of torch is traced in evaluation form by calling it with
+    `example_inputs` (a tensor, a sequence of arguments or a dict of them), `dynamic_shapes` as torch.export has them;
+    the result's model is a module again, which shares the tensors that no rewrite touched. Verification that fails is
     in the report, not an exception: see `Result.report.verification`.
 
     Raises InputError, UsageError, PatternError and ChoiceError; see `rewriter.errors` for their exit codes.
@@ -156,15 +152,20 @@ def apply(
         raise UsageError("example_inputs and dynamic_shapes are for modules of torch, which are traced with them")
     opened = _open(model)  # pyright: ignore[reportArgumentType]  # a program is no other kind of model
     draft = OnnxDraft(opened.proto, opened.folder)
-    known = sizes.infer(draft.model, draft.nodes)
-    before = _totals(draft, draft.view(), known)
+    known = sizes_at(draft, {})
+    at = shapes or {}
+    before = totals(draft, draft.view(), sizes_at(draft, at) if at else known, at)
     outcome = rewrite(
         draft, loaded_patterns, keep_all=keep == ALL, max_rounds=max_rounds, progress=progress, shapes=known
     )
     renamed = _rename(draft, rename or {})
     scrubbed = draft.scrub() if scrub else ()
     finished = draft.finish()
-    after = _totals(draft, draft.view(), sizes.infer(draft.model, draft.nodes)) if draft.edited else before
+    after = before
+    if draft.edited:
+        names = dict(renamed)
+        at = {names.get(name, name): shape for name, shape in at.items()}
+        after = totals(draft, draft.view(), sizes_at(draft, at), at)
     verification = NOT_ASKED
     if verify:
         verification = _verified(opened, finished, draft.edited, renamed, inputs, shapes, progress)
@@ -200,16 +201,19 @@ def find(
     return [record for loaded in bodies for record in outlook.on_paper(graph, loaded)]
 
 
-def inspect(model: Model) -> Inspection:
-    """Where the nodes, parameters and multiply-adds of `model` are, and what each shipped pattern would do."""
+def inspect(model: Model, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
+    """Where the nodes, parameters and multiply-adds of `model` are, and what each shipped pattern would do.
+
+    `shapes` fixes sizes of inputs (in elements, all axes), for which multiply-adds are counted.
+    """
     opened = _open(model)
     draft = OnnxDraft(opened.proto, opened.folder)
     graph = draft.view().as_stored
-    known = sizes.infer(draft.model, draft.nodes)
+    known = sizes_at(draft, shapes or {})
     outputs, shared, dead = outlook.needs(graph, known)
     return Inspection(
         model=opened.label,
-        totals=_totals(draft, graph, known),
+        totals=totals(draft, graph, known, shapes or {}),
         outputs=outputs,
         shared=shared,
         patterns=tuple(outlook.outlook(graph, loaded, known) for loaded in shipped().values()),
@@ -381,20 +385,3 @@ def _told(progress: Progress | None) -> Callable[[str], None] | None:
         progress(f"verifying: {text}", None)
 
     return told
-
-
-def _totals(draft: OnnxDraft, graph: Graph, shapes: measure.Shapes) -> Totals:
-    ops = Counter(node.op_type for node in draft.nodes)
-    return Totals(
-        nodes=len(draft.nodes),
-        ops=tuple(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
-        parameters=sum(measure.parameters(graph, graph.nodes).values()),
-        multiply_adds=measure.multiply_adds(graph.nodes, shapes),
-        bytes=measure.tensor_bytes(graph),
-        outputs=tuple(_output(info) for info in draft.model.graph.output),
-    )
-
-
-def _output(info: ValueInfoProto) -> OutputInfo:
-    dtype, shape = value_type(info)
-    return OutputInfo(info.name, dtype or "unknown", shape)

@@ -14,14 +14,16 @@ from rewriter.commandline import console, files, options
 EPILOG = """\b
 Examples:
   fxrewrite inspect yolov9-c.onnx
+  fxrewrite inspect dynamic.onnx --shape images=1x3x640x640
   fxrewrite inspect yolov9-c.pt        what a checkpoint holds; runs nothing in it"""
 
 
 @click.command(epilog=EPILOG, short_help="Show where parameters and multiply-adds are.")
 @click.argument("model", type=click.Path(path_type=Path))
+@options.shape
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @options.debug
-def inspect(model: Path, as_json: bool) -> int:
+def inspect(model: Path, shape: tuple[str, ...], as_json: bool) -> int:
     """Show what each output of MODEL needs, alone and together, and what each shipped pattern would save.
 
     Of a checkpoint (.pt, .pth, .ckpt, .safetensors, .pt2) it shows the entries: weights, averaged weights, optimizer
@@ -36,7 +38,7 @@ def inspect(model: Path, as_json: bool) -> int:
 
     with console.Progress() as progress:
         progress(f"reading {model}", None)
-        found = api.inspect(path)
+        found = api.inspect(path, shapes=options.shapes(shape))
     if as_json:
         from rewriter.reporting.json import dumps
 

@@ -82,21 +82,25 @@ def _set_debug(context: click.Context, option: click.Parameter, value: bool) -> 
         context.ensure_object(Settings).debug = True
 
 
-def inputs(command: F) -> F:
-    """Adds `--inputs` and `--shape`, which say what a verification runs on."""
-    command = click.option(
+def shape(command: F) -> F:
+    """Adds `--shape`, which may be given for each input."""
+    return click.option(
         "--shape",
         "shape",
         multiple=True,
         metavar="NAME=1x3x640x640",
-        help="Size of an input for the verification; for each input with sizes of its own choosing.",
+        help="Size of an input that the model leaves open, to run it and to count multiply-adds.",
     )(command)
+
+
+def inputs(command: F) -> F:
+    """Adds `--inputs` and `--shape`, which say what a verification runs on."""
     return click.option(
         "--inputs",
         type=click.Path(path_type=Path),
         metavar="FILE.npz",
         help="Arrays to verify on, one for each input of the model.",
-    )(command)
+    )(shape(command))
 
 
 def complete_patterns(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,13 +47,19 @@ Numbers: TypeAlias = npt.NDArray[np.object_]
 """Whole numbers, None for one that is not known."""
 
 
-def infer(model: ModelProto, nodes: Sequence[NodeProto]) -> dict[str, Shape]:
-    """Shapes by value name; values whose rank is unknown are absent."""
+def infer(
+    model: ModelProto, nodes: Sequence[NodeProto], given: Mapping[str, Shape] = MappingProxyType({})
+) -> dict[str, Shape]:
+    """Shapes by value name; values whose rank is unknown are absent. `given` holds other extents for inputs."""
     try:
         nodes = _in_order(nodes)
     except InputError:  # a cycle, or two values of one name: nothing can be told
         return {}
     shell = _shell(model, nodes)
+    for info in shell.graph.input:
+        if info.name in given:
+            kind = info.type.tensor_type
+            kind.CopyFrom(helper.make_tensor_type_proto(kind.elem_type, given[info.name]).tensor_type)
     known = {info.name: info.type for info in (*shell.graph.input, *shell.graph.value_info)}
     known |= {t.name: _type_of(t) for t in shell.graph.initializer}
     try:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rewriter.checking.record import Verification
 from rewriter.reporting import escape, figures, summary
-from rewriter.reporting.record import Inspection, PatternOutlook, Share
+from rewriter.reporting.record import Inspection, OutputInfo, PatternOutlook, Share
 from rewriter.reporting.text import add, comparison, heading, indent, name, table, verdict
 
 _MOST_OUTPUTS = 12
@@ -28,6 +28,7 @@ class InspectionText:
         found = self.inspection
         yield Text(escape.name(found.model), style="bold")
         yield indent(Text(f"{summary.sizes(found.totals)}, {figures.size(found.totals.bytes)}", style="bold"))
+        yield from _counted(found)
         yield from _what_goes(found)
         yield from _outputs(found)
         yield from _patterns(found)
@@ -50,6 +51,18 @@ class VerificationText:
         yield from comparison(self.found)
         if self.found.inputs:
             yield indent(Text("inputs: " + ", ".join(map(escape.plain, self.found.inputs)), style="dim"))
+
+
+def _counted(found: Inspection) -> Iterator[RenderableType]:
+    """For which sizes multiply-adds are counted where the model leaves them open, or how to say that."""
+    if at := summary.counted_at(found.totals):
+        yield indent(Text(escape.plain(f"multiply-adds{at}"), style="dim"))
+    elif found.totals.multiply_adds is None and any(_is_open(output) for output in found.totals.outputs):
+        yield indent(Text("no multiply-adds, since sizes are open; --shape NAME=1x3x640x640 says them", style="dim"))
+
+
+def _is_open(output: OutputInfo) -> bool:
+    return output.shape is None or any(not isinstance(extent, int) for extent in output.shape)
 
 
 def _what_goes(found: Inspection) -> Iterator[RenderableType]:

@@ -33,7 +33,8 @@ def _document(report: Report) -> Iterator[str]:
         yield from _decision(report, decision)
     yield "## Totals"
     yield ""
-    rows = [(row.name, row.before, row.after, row.change) for row in summary.totals_rows(report.before, report.after)]
+    figures_ = summary.totals_rows(report.before, report.after)
+    rows = [(row.name + markdown(row.at), row.before, row.after, row.change) for row in figures_]
     yield from _table(("", "before", "after", "change"), rows, numeric=(1, 2, 3))
     yield from _operators(report)
     yield from _rewrites(report)

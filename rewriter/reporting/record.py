@@ -22,7 +22,10 @@ class OutputInfo:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """A model in numbers. `parameters` as design.md defines them; `multiply_adds` is None where sizes are unknown."""
+    """A model in numbers. `parameters` as design.md defines them; `multiply_adds` is None where sizes are unknown.
+
+    `at` are the sizes of inputs that somebody said, for which the multiply-adds are counted.
+    """
 
     nodes: int
     ops: tuple[tuple[str, int], ...]  # op type -> count, by falling count then name
@@ -30,6 +33,7 @@ class Totals:
     multiply_adds: int | None
     bytes: int
     outputs: tuple[OutputInfo, ...]
+    at: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class TotalsRow:
     before: str
     after: str
     change: str
+    at: str = ""  # for which sizes it is counted, where the model leaves them open
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ def totals_rows(before: Totals, after: Totals) -> tuple[TotalsRow, ...]:
             figures.short(before.multiply_adds),
             figures.short(after.multiply_adds),
             figures.change(before.multiply_adds, after.multiply_adds),
+            counted_at(before),
         ),
         TotalsRow(
             "nodes",
@@ -128,6 +130,12 @@ def totals_rows(before: Totals, after: Totals) -> tuple[TotalsRow, ...]:
         ),
         TotalsRow("outputs", str(len(before.outputs)), str(len(after.outputs)), ""),
     )
+
+
+def counted_at(totals: Totals) -> str:
+    """ " at images 1x3x640x640"; "" where the model says all sizes itself."""
+    said = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in totals.at)
+    return f" at {said}" if said else ""
 
 
 def changed_ops(before: Totals, after: Totals) -> tuple[tuple[OpRow, ...], int]:

@@ -142,7 +142,7 @@ def _sizes(decision: OutputsDecision) -> Iterator[RenderableType]:
 def _totals(report: Report) -> RenderableType:
     rows = table("", "before", "after", "change", numeric=("before", "after", "change"))
     for row in summary.totals_rows(report.before, report.after):
-        add(rows, row.name, row.before, row.after, row.change)
+        add(rows, row.name + escape.plain(row.at), row.before, row.after, row.change)
     return indent(rows)
 
 

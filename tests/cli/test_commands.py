@@ -115,6 +115,18 @@ def test_inspect_says_when_a_choice_is_needed_and_when_nothing_can_go(heads: Pat
     assert "no shipped pattern would take parameters away" in ran.out and "that no output needs" in ran.out
 
 
+def test_inspect_counts_multiply_adds_of_open_sizes_when_they_are_said(folder: Path, run: Run) -> None:
+    model = dual(aux_convs=1)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "high"
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[2].dim_param = "places"
+    onnx.save(model, folder / "open.onnx")
+    assert "--shape" in run("inspect", folder / "open.onnx").out
+    ran = run("inspect", folder / "open.onnx", "--shape", "image=1x3x32x32")
+    assert "multiply-adds at image 1x3x32x32" in ran.out and "unknown" not in ran.out
+    assert run("inspect", folder / "open.onnx", "--shape", "image=3x32x32").code == 2
+
+
 # --- verify ----------------------------------------------------------------------------------------------------------
 
 
