@@ -47,9 +47,9 @@ def groups_of(cones: Cones) -> tuple[Group, ...]:
 
 
 def siblings(cones: Cones, one: Group, other: Group) -> bool:
-    """True where a leading output of one group is the like of an output of the other."""
-    pairs = [(a, b) for a in one.leaders for b in other.members]
-    pairs += [(a, b) for a in one.members for b in other.leaders]
+    """True where a leading output of one group is the like of an output of the other; what lies in both is no rival."""
+    pairs = [(a, b) for a in one.leaders for b in other.members if b not in one.members]
+    pairs += [(a, b) for b in other.leaders for a in one.members if a not in other.members]
     return any(a is not b and cones.computed(a) and cones.computed(b) and twins(a, b) for a, b in pairs)
 
 

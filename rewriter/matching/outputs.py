@@ -194,17 +194,17 @@ class _Decider:
         if unclear is not None:
             raise self._unclear(unclear, groups)
         families = components(groups, lambda a, b: siblings(self.cones, a, b))
-        kept, tables, left_open = 0, list[Table](), list[_Open]()
+        mains, tables, left_open = list[Group](), list[Table](), list[_Open]()
         for family in families:
             found = self._main(family)
             if isinstance(found, _Open):
                 left_open.append(found)
                 continue
-            main, votes = found
-            kept |= self.cones.mask(main.members)
-            tables += votes
+            mains.append(found[0])
+            tables += found[1]
         if left_open:
-            raise self._choice(left_open, groups)
+            raise self._choice(left_open, mains)
+        kept = self.cones.mask(value for main in mains for value in main.members)
         return self._decision(kept, BY_VOTES if tables else NOTHING, tables)
 
     def _main(self, family: Sequence[Group]) -> tuple[Group, list[Table]] | _Open:
@@ -259,7 +259,7 @@ class _Decider:
         verdicts = [verdict(self.match.votes, table.votes) for table in tables]
         counted = any(not vote.report_only for vote in self.match.votes)
         if counted and any(said is not Verdict.MAIN for said in verdicts):
-            raise self._choice([_Open([*stay, *go], tables, verdicts)], groups)
+            raise self._choice([_Open([*stay, *go], tables, verdicts)], [g for g in groups if g not in (*stay, *go)])
         kept = self.cones.mask(v for g in groups if g not in go for v in g.members)
         return self._decision(kept, BY_PATTERN, tables)
 
@@ -277,7 +277,7 @@ class _Decider:
                 depths = [Facts(self.cones, group.members).depth for group in groups]
                 deepest = [g for g, depth in zip(groups, depths, strict=True) if depth == max(depths)]
                 if len(deepest) > 1:
-                    raise self._choice([_Open(deepest, [], [])], groups)
+                    raise self._choice([_Open(deepest, [], [])], [g for g in groups if g not in deepest])
                 return deepest
             case _:
                 return Refusal(
@@ -301,30 +301,29 @@ class _Decider:
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def _choice(self, left_open: Sequence[_Open], groups: Sequence[Group]) -> ChoiceError:
+    def _choice(self, left_open: Sequence[_Open], settled: Sequence[Group]) -> ChoiceError:
+        """`settled` are the groups that stay whatever is chosen."""
         verdicts = {said for each in left_open for said in each.verdicts if said in SAID}
         first = next((said for said in SAID if said in verdicts), None)
         why = SAID[first] if first is not None else "no group wins against all others"
-        return ChoiceError(self._message(why, left_open, groups))
+        return ChoiceError(self._message(why, left_open, settled))
 
     def _unclear(self, group: Group, groups: Sequence[Group]) -> ChoiceError:
         lone = [Group(tuple(part), tuple(part)) for part in named_parts(self.cones, group.leaders)]
         others = [g for g in groups if g is not group]
         why = "they look like the maps of several heads, and the graph does not say which belong together"
-        return ChoiceError(self._message(why, [_Open(lone, [], [])], [*lone, *others]))
+        return ChoiceError(self._message(why, [_Open(lone, [], [])], others))
 
-    def _message(self, why: str, left_open: Sequence[_Open], groups: Sequence[Group]) -> str:
-        candidates = [group for each in left_open for group in each.family]
+    def _message(self, why: str, left_open: Sequence[_Open], settled: Sequence[Group]) -> str:
         lines = [f"{self.pattern.name}: which of these outputs are auxiliary is yours to say: {why}", "candidates:"]
-        lines += map(self._candidate, candidates)
+        lines += [self._candidate(group) for each in left_open for group in each.family]
         if hidden := [node.name or node.op for node in self.cones.layered]:
             lines.append(f"not looked into: {', '.join(map(plain, hidden[:SHOWN_PAIRS]))}; layers may hide there")
         lines += _votes([table for each in left_open for table in each.tables])
         lines.append(
             "say what to keep, with commas between names; what is not named goes, but for raw maps inside what stays:"
         )
-        outside = [g for g in groups if all(g is not candidate for candidate in candidates)]
-        lines += [f"  --keep {self._typed([*offer, *outside])}" for offer in _offers(left_open)]
+        lines += [f"  --keep {self._typed([*offer, *settled])}" for offer in _offers(left_open)]
         return "\n".join([*lines, "  --keep all"])
 
     def _candidate(self, group: Group) -> str:

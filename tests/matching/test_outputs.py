@@ -24,6 +24,7 @@ from rewriter.matching.outputs import Decision, decide
 from tests.matching.heads import COARSE, FINE, POINTS, SIZE, WIDTH, Detector, Net, dual, raw_maps, removal
 
 AUX_PRUNE = shipped()["aux-prune"].pattern
+FINE_MASK, CLASSES = (1, 4, SIZE // 2, SIZE // 2), (1, 6, 1, 1)
 LEVELS = "are taken for the levels of one head; if some are auxiliary, --keep says what stays"
 
 
@@ -124,6 +125,33 @@ def test_positions_count_an_output_that_is_listed_twice() -> None:
     model = dual()
     model.graph.output.append(model.graph.output[0])
     assert names(choose(model, "-1").kept) == ["first"] == names(choose(model, "2").kept)
+
+
+def test_what_is_offered_beside_an_open_question_leaves_out_what_the_votes_remove() -> None:
+    net = Detector()
+    outputs = [(net.decoded(net.aux, "first"), POINTS), (net.decoded(net.main, "second"), POINTS)]
+    x = net.conv(net.image, 3)
+    outputs += [(net.conv(x, out=5, name=name), (1, 5, SIZE, SIZE)) for name in ("one", "other")]
+    with pytest.raises(ChoiceError) as caught:
+        choose(net.model(outputs))
+    typed = re.findall(r"^  --keep (.*)$", str(caught.value), re.MULTILINE)
+    assert typed == ["second,one", "second,other", "all"]
+
+
+def test_a_map_that_both_results_are_made_from_is_a_rival_of_neither() -> None:
+    """Masks and classes of an early layer beside those of the last, which attends where the early masks are."""
+    net = Net()
+    early = net.conv(net.image, 3, stride=2)
+    mask = net.conv(early, out=4, name="early mask")
+    attended = net.concat(net.convs(net.up(net.conv(net.conv(early, stride=2), stride=2)), 2))
+    gated = net.convs(net.add("Mul", [net.up(attended), net.conv(mask, 4)]), 2)
+    outputs = [
+        (net.conv(gated, out=4, name="mask"), FINE_MASK),
+        (net.add("GlobalAveragePool", [net.conv(gated, out=6)], "classes"), CLASSES),
+    ]
+    outputs += [(mask, FINE_MASK), (net.add("GlobalAveragePool", [net.conv(early, out=6)], "early classes"), CLASSES)]
+    decision = choose(net.model(outputs))
+    assert names(decision.kept) == ["mask", "classes", "early mask"] and names(decision.removed) == ["early classes"]
 
 
 @pytest.mark.parametrize("pan", [True, False])
