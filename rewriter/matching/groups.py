@@ -134,8 +134,8 @@ def _one_of_each_size(cones: Cones, parts: Sequence[Sequence[Value]], rivals: Ma
 def twins(a: Value, b: Value) -> bool:
     """True where two outputs agree in element type, rank and channel (or class) extent, as far as is declared.
 
-    The first axis is the batch. Other extents may be equal, symbolic, or in one integer ratio; at least one has to be
-    known and equal. What is not declared agrees with nothing.
+    The first axis is the batch. Other extents may be equal, symbolic, or in one integer ratio, rounded up or down; at
+    least one has to be known and equal. What is not declared agrees with nothing.
     """
     if a.dtype is None or a.dtype != b.dtype or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
@@ -157,7 +157,7 @@ def _scaled(pairs: Sequence[tuple[Dim, Dim]], unequal: Sequence[int]) -> bool:
     known = [(x, y) for x, y in (pairs[i] for i in unequal) if isinstance(x, int) and isinstance(y, int)]
     if any(min(x, y) < 1 for x, y in known):
         return False
-    if not (_one_ratio([(x, y) for x, y in known]) or _one_ratio([(y, x) for x, y in known])):
+    if not (_one_ratio(known) or _one_ratio([(y, x) for x, y in known])):
         return False
     if len(unequal) > 1:
         return True
@@ -166,7 +166,13 @@ def _scaled(pairs: Sequence[tuple[Dim, Dim]], unequal: Sequence[int]) -> bool:
 
 
 def _one_ratio(pairs: Sequence[tuple[int, int]]) -> bool:
-    return all(large % small == 0 for large, small in pairs) and len({large // small for large, small in pairs}) == 1
+    """True where every first extent over one whole number is the second; maps round, all up or all down."""
+    large, small = pairs[0]
+    if len(pairs) == 1:
+        return large % small == 0
+    factors = range(max(2, large // (small + 1)), large // max(small - 1, 1) + 2)
+    down = any(all(x // factor == y for x, y in pairs) for factor in factors)
+    return down or any(all(-(-x // factor) == y for x, y in pairs) for factor in factors)
 
 
 def same_size(a: Value, b: Value) -> bool | None:

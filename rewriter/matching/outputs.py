@@ -77,7 +77,9 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if isinstance(decision, Refusal):
         return decision
     levels = decider.groups() if decision.how == NOTHING else ()
-    return replace(decision, notes=(*_constants(decision.kept), *_means(cones, decision.kept), *_levels(levels)))
+    kept = decision.kept
+    notes = (*_constants(kept), *_means(cones, kept), *_on_the_way(cones, kept), *_levels(levels))
+    return replace(decision, notes=notes)
 
 
 def _constants(kept: Sequence[Value]) -> list[str]:
@@ -88,6 +90,12 @@ def _constants(kept: Sequence[Value]) -> list[str]:
 def _means(cones: Cones, kept: Sequence[Value]) -> list[str]:
     means = [(value.name, averaged(cones, value)) for value in kept]
     return [f"{name} is the mean of {heads} heads: none of them is auxiliary" for name, heads in means if heads]
+
+
+def _on_the_way(cones: Cones, kept: Sequence[Value]) -> list[str]:
+    """What others are made from costs nothing: it stays with them, even where `--keep` does not name it."""
+    found = [value.name for value in kept if cones.computed(value) and cones.flows_into(value)]
+    return [f"on the way to other outputs, and kept with them: {', '.join(found)}"] if found else []
 
 
 def _levels(groups: Sequence[Group]) -> list[str]:

@@ -369,7 +369,9 @@ def test_keep_means_what_it_names_and_the_raw_maps_inside() -> None:
     net = Detector()
     task = net.conv(net.main[1], out=4, name="task")
     model = net.model([(net.decoded(net.main, "second"), POINTS), (net.main[0], FINE), (task, (1, 4, 8, 8))])
-    assert names(choose(model, "second").kept) == ["second", net.main[0]]
+    decision = choose(model, "second")
+    assert names(decision.kept) == ["second", net.main[0]]
+    assert decision.notes == (f"on the way to other outputs, and kept with them: {net.main[0]}",)
     assert names(choose(model, net.main[0]).kept) == [net.main[0]]
     assert choose(model, "second", "task").removed == ()
 
@@ -442,6 +444,10 @@ def test_a_role_that_would_take_every_output_is_refused() -> None:
         ((1, 21, 64, 64), (1, 21, 32, 32), True),
         ((1, 21, 64, 64), (1, 21, 32, 16), False),  # two ratios
         ((1, 21, 64, 64), (1, 21, 48, 48), False),
+        ((1, 21, 65, 97), (1, 21, 9, 13), True),  # strides round up
+        ((1, 21, 17, 25), (1, 21, 71, 101), True),  # and down, where pads are missing
+        ((1, 21, 65, 97), (1, 21, 9, 25), False),
+        ((1, 21, 65, 97), (1, 21, 10, 13), False),
         ((1, 64, 64, 21), (1, 32, 32, 21), True),
         ((1, 3, 80, 80, 85), (1, 3, 40, 40, 85), True),
         (("b", 84, "n"), ("b", 84, "m"), True),
