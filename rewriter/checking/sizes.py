@@ -22,6 +22,7 @@ _BATCH = "?batch"  # the leading dimensions that the model leaves unnamed
 _SMALLEST = 16
 _STEP = 8
 _LARGEST_STRIDE = 4096
+_MODEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,16 @@ def _words(dims: Sequence[Dim]) -> str:
 def candidates(specs: Sequence[InputSpec], bound: Sizes, stride: int) -> list[dict[str, int]]:
     """Sizes to try, best first: two that differ in batch and in every axis, then ever more ordinary ones.
 
-    With no free dimension there is one. A caller takes the first two that the original can run.
+    With no free dimension there is one. A caller takes the first two that the original can run. Few models need images
+    of a large stride: what divides most is a branch that pools, for which maps of any size do.
     """
+    if stride > _MODEST:
+        smaller = candidates(specs, bound, _MODEST)
+        return [*smaller, *(sizes for sizes in _candidates(specs, bound, stride) if sizes not in smaller)]
+    return _candidates(specs, bound, stride)
+
+
+def _candidates(specs: Sequence[InputSpec], bound: Sizes, stride: int) -> list[dict[str, int]]:
     leading = {s.dims[0] for s in specs if s.dims is not None and len(s.dims) > 1}
     free: dict[str, None] = {d: None for s in specs for d in s.dims or () if isinstance(d, str) and d not in bound}
     batch = [dim for dim in free if dim in leading]

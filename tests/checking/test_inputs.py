@@ -32,6 +32,13 @@ def test_symbolic_sizes_are_two_that_differ_in_every_axis() -> None:
     assert len(result.inputs) == 8
 
 
+def test_images_of_a_large_stride_are_tried_after_smaller_ones() -> None:
+    specs = input_specs(nets.convs(dims=IMAGE).graph)
+    tries = [(sizes["height"], sizes["width"]) for sizes in candidates(specs, {}, 512)]
+    assert tries[:2] == [(128, 192), (320, 256)] and (1024, 1536) in tries
+    assert tries.index((128, 128)) < tries.index((1024, 1536))
+
+
 def test_the_total_stride_counts_a_pyramid_once() -> None:
     down = [nets.node("MaxPool", [a], b, kernel_shape=[2, 2], strides=[2, 2]) for a, b in ["xa", "ab", "bc"]]
     up = nets.node("Resize", ["c", "", "scales"], "d", mode="nearest")
