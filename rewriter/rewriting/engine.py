@@ -8,14 +8,14 @@ output needs are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rewriter.algebra.cost import NO_SHAPES, TooDear
 from rewriter.errors import Reason, Refusal
 from rewriter.graph import measure
 from rewriter.graph.measure import Shapes
-from rewriter.graph.view import Graph, Node
+from rewriter.graph.view import Graph, Node, Value
 from rewriter.language.library import LoadedPattern
 from rewriter.language.syntax import LOST, BodyMatch
 from rewriter.matching import outputs
@@ -155,7 +155,7 @@ def _settle_outputs(
                 removed_parameters=_parameters(graph) - needed_after[1],
                 sizes=sizes,
                 stacks=stacks,
-                notes=(*decision.notes, *stayed),
+                notes=(*decision.notes, *stayed, *_uncut(graph, draft.view().as_stored)),
             )
         )
     return decisions, refusals
@@ -174,6 +174,22 @@ def _remove_outputs(draft: Draft, decision: outputs.Decision, *, allow_lost: boo
     said = {record.node for record in records}
     left = tuple([stayed for stayed in known.stayed if stayed.node not in said])
     return (*records, *size_records(Rerooting(stayed=left)))
+
+
+def _uncut(before: Graph, after: Graph) -> Iterator[str]:
+    """What is said of nodes that still compute, in a body or function, something that nobody reads any more."""
+    for node in after.nodes:
+        for value in node.outputs if node.layered else ():
+            old = before.values.get(value.name)
+            if old is not None and _is_read(old) and not _is_read(value):
+                yield (
+                    f"{_name(node)} still computes {value.name}, which nothing reads any more: "
+                    "what is inside of a Loop, a Scan or a function is not cut"
+                )
+
+
+def _is_read(value: Value) -> bool:
+    return bool(value.readers) or value.is_output or value.captured
 
 
 def _narrow_stacks(draft: Draft, *, allow_lost: bool) -> tuple[tuple[StackRecord, ...], tuple[str, ...]]:

@@ -24,6 +24,7 @@ from rewriter.graph.settled import settled
 from rewriter.graph.tensors import elements, tensor_of
 from rewriter.graph.view import Constant, Graph, Node
 from rewriter.rewriting import names
+from rewriter.rewriting.bodies import called, cut_branches, drop_functions
 from rewriter.rewriting.edits import (
     AddConstant,
     AddNode,
@@ -60,6 +61,7 @@ class OnnxDraft:
         self._tried: dict[str, int] = {}  # per hint, the numbers behind it that are taken: a shared weight lends many
         self._read_at_first = names.read_names(self.nodes, model) | names.quantization_names(model.graph)
         self._there_at_first = self._there(frozenset())
+        self._called_at_first = called(model, self.nodes) if model.functions else set[tuple[str, str]]()
         live = live_names(self.nodes, (o.name for o in model.graph.output))
         self._dead_at_first = [n for n in self.nodes if not live.intersection(n.output)]
 
@@ -221,10 +223,16 @@ class OnnxDraft:
         live = live_names(self.nodes, roots)
         stays = {id(node) for node in self._dead_at_first}
         self.nodes = [n for n in self.nodes if id(n) in stays or live.intersection(n.output)]
+        if any(node.op_type == "If" for node in self.nodes):
+            read = names.read_names(self.nodes, self.model)
+            if cut_branches(self.nodes, read, self._read_at_first):
+                self._remove_dead()
 
     def _prune(self) -> None:
         """Drop the tensors and notes on values that went with our edits; what was unread or stale before stays."""
         graph = self.model.graph
+        if self._called_at_first:
+            drop_functions(self.model, self._called_at_first - called(self.model, self.nodes))
         gone = self._read_at_first - names.read_names(self.nodes, self.model)
         stale = self._there_at_first - self._there(gone)
         _delete(graph.quantization_annotation, lambda a: a.tensor_name in stale)
