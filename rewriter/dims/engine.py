@@ -21,7 +21,10 @@ from rewriter.dims import shapes, tensors
 from rewriter.dims.polynomials import Atom, Poly, nonnegative, raised, symbols
 from rewriter.dims.sizes import Assertion, Assumption, Dims, Elements, Log, Size, fixed
 from rewriter.errors import InputError
-from rewriter.graph.proto import attributes
+from rewriter.graph.canonical import cast_type
+from rewriter.graph.constants import at_hand
+from rewriter.graph.evaluation import Call, Ledger, computed
+from rewriter.graph.proto import DEFAULT_DOMAINS, attributes
 from rewriter.graph.raw import Foreign
 from rewriter.graph.view import Constant, Graph, Node, Value
 
@@ -73,6 +76,8 @@ class Pass:
     elements: dict[str, Elements] = field(default_factory=dict[str, Elements])
     extents: set[Poly] = field(default_factory=set[Poly])  # of values: not negative, whatever they look like
     positive: set[Atom] = field(default_factory=set[Atom])  # open extents of inputs: at least one each
+    numbers: dict[str, Constant] = field(default_factory=dict[str, Constant])  # what sizes that are numbers come to
+    ledger: Ledger = field(default_factory=Ledger)
     node: Node | None = None  # whose turn it is
 
     def run(self) -> None:
@@ -183,11 +188,46 @@ class Pass:
         return sum(extent == name for value in self.graph.inputs for extent in value.shape or ()) == 1
 
     def _hold(self, node: Node) -> None:
+        if len(node.outputs) != 1:
+            return
         rule = tensors.RULES.get(node.op)
-        if rule is not None and len(node.outputs) == 1:
-            held = rule(self, node)
-            if held is not None and len(held.items) <= SMALL:
-                self.elements[node.output.name] = held
+        held = None if rule is None else rule(self, node)
+        if held is None and node.output.constant is None:
+            held = self._computed(node)
+        if held is not None and len(held.items) <= SMALL:
+            self.elements[node.output.name] = held
+
+    def _computed(self, node: Node) -> Elements | None:
+        """What a node makes of numbers alone, fractions among them, as a runtime does; None where it is not whole."""
+        if not isinstance(node.native, NodeProto) or node.native.domain not in DEFAULT_DOMAINS:
+            return None
+        operands = self.operands(node)
+        inputs = [None if value is None else self._number(value) for value in operands]
+        if any(known is None and value is not None for value, known in zip(operands, inputs, strict=True)):
+            return None
+        attrs = dict(attributes(node.native))
+        if node.native.op_type == "Cast":
+            attrs["to"] = cast_type(attrs)
+        call = Call(node.native.op_type, inputs, attrs, self.graph.opset)
+        made = computed(call, node.output.name, self.ledger)
+        if made is None or made.size > SMALL or not at_hand(made):
+            return None
+        self.numbers[made.name] = made
+        return _elements(made)
+
+    def _number(self, value: Value) -> Constant | None:
+        """The constant that a value is where the model's inputs have the sizes that are declared."""
+        if value.constant is not None:
+            return value.constant
+        known = self.numbers.get(value.name)
+        if known is None and value.dtype in NUMBERS and (held := self.elements.get(value.name)) is not None:
+            found = [item.expr.constant for item in held.items if not item.uses]
+            whole = [n for n in found if n is not None]
+            if len(whole) == len(held.items):
+                array = np.array(whole).astype(value.dtype).reshape(() if held.scalar else -1)
+                known = Constant(value.name, array.shape, value.dtype, lambda: array, ())
+                self.numbers[value.name] = known
+        return known
 
     def _measure(self, node: Node) -> None:
         if isinstance(node.native, Foreign) and node.native.raw is None:

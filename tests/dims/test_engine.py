@@ -187,6 +187,46 @@ def test_constants_divide_towards_zero() -> None:
     assert not score(model, {"x": noise(1, 8, 4, 4)}, known).wrong
 
 
+def same_pads(start: str) -> list[NodeProto]:
+    """What a padding of its own to the size of SAME comes to, in floats, as a list of extents."""
+    half, back = (
+        [op("Cast", start, "f", to=FLOAT), op("Div", "f half", "q"), op("Ceil", "q", "c")],
+        op("Mul", "c half", "m"),
+    )
+    more = [op("Add", "m one", "a"), op("Sub", "a f", "d"), op("Clip", "d nothing", "p")]
+    return [
+        *half,
+        back,
+        *more,
+        op("Div", "p half", "l"),
+        op("Cast", "l", "k", to=INT64),
+        op("ConstantOfShape", "k", "y"),
+    ]
+
+
+PADS = {"half": np.float32([2]), "nothing": np.float32(0), **LISTS, "one": np.float32([1])}
+
+
+@pytest.mark.parametrize("wide", [16, 17])
+def test_numbers_that_pass_through_fractions_are_what_a_runtime_computes(wide: int) -> None:
+    model = model_of(op("Shape", "x", "s", start=3), *same_pads("s"), shape=(1, 8, 12, wide), **PADS)
+    known = sizes(view(model))
+    found = score(model, {"x": noise(1, 8, 12, wide)}, known)
+    assert not found.wrong and shown(known) == (f"{((wide + 1) // 2 * 2 + 1 - wide) // 2}",)
+    assert "q" not in known.elements or wide % 2 == 0  # half a place is no size
+
+
+def test_fractions_of_open_sizes_stay_unknown() -> None:
+    known = known_of(op("Shape", "x", "s", start=3), *same_pads("s"), **PADS)
+    assert "k" not in known.elements
+
+
+def test_random_numbers_and_strangers_are_not_computed() -> None:
+    for node in (op("RandomNormalLike", "f", "r"), op("Stranger", "f", "r", domain="of.others")):
+        nodes = [op("Shape", "x", "s", start=3), op("Cast", "s", "f", to=FLOAT), node, op("Cast", "r", "y", to=INT64)]
+        assert "y" not in known_of(*nodes, shape=(1, 8, 12, 16)).elements
+
+
 def test_slices_of_values() -> None:
     lists = {"a": np.int64([1]), "b": np.int64([2**63 - 1]), "e": np.int64([-1]), "axis": np.int64([2]), **LISTS}
     less = op("Slice", "x zero e axis", "x-")
