@@ -71,7 +71,7 @@ def test_heads_on_a_stack_run_on_the_layer_that_is_kept(form: Form, dynamic: boo
     assert before["Concat"] - after.get("Concat", 0) == 1
     assert (after["MatMul"], count_params(result.model)) == (before["MatMul"], count_params(model))
     (decision,) = result.report.decisions
-    assert [(s.place, s.operands) for s in decision.stacks] == [(layers - 1, layers)]
+    assert [(s.places, s.operands) for s in decision.stacks] == [((layers - 1,), layers)]
     for high, wide in (HIGH, WIDE), (WIDE, HIGH):
         if dynamic or high == HIGH:
             feeds = {"image": noise(BATCH, 3, high, wide, seed=6)}
