@@ -23,6 +23,9 @@ POOLS = frozenset({"avg_pool", "max_pool", "lppool"})
 # What hands every element on unchanged but for its type: converters to half precision put casts around a Resize.
 ELEMENTS_KEPT = frozenset({"identity", "dropout", "cast"})
 
+REARRANGING = ELEMENTS_KEPT | {"transpose", "reshape", "flatten", "squeeze", "unsqueeze"}
+"""What gives every element of its first operand, perhaps elsewhere."""
+
 
 @dataclass(frozen=True)
 class Cones:
@@ -71,6 +74,39 @@ class Cones:
         for reader in value.readers:
             if self.graph.nodes[reader].op not in SIZE_ONLY:
                 found |= self.flows[reader]
+        return found
+
+    def inside(self, output: Value) -> int:
+        """The other outputs that are computed from its elements, be it from before they were put in another order."""
+        origin = self._origins[output.name]
+        return self.flows_into(output) | (self.flows_into(self.graph.values[origin]) & ~self._alike[origin])
+
+    def layers_apart(self, one: int, other: int) -> bool:
+        """Whether a layer or a stored parameter works for outputs of exactly one of two masks."""
+        layers = (n for n in self.graph.nodes if n.layered or n.op in DEEPENING)
+        masks = [self.flows[node.index] for node in layers]
+        masks += [readers for _, readers in self._parameters.values()]
+        return any(bool(mask & one) is not bool(mask & other) for mask in masks)
+
+    @cached_property
+    def _origins(self) -> Mapping[str, str]:
+        """Output -> the value whose elements it only puts in another order; itself where there is none."""
+        found: dict[str, str] = {}
+        for output in self.outputs:
+            value, node = output, self.graph.producer(output)
+            while node is not None and node.op in REARRANGING and node.data:
+                value = node.data[0]
+                node = self.graph.producer(value)
+            found[output.name] = value.name
+        return found
+
+    @cached_property
+    def _alike(self) -> Mapping[str, int]:
+        """Origin -> the outputs that have it."""
+        found: dict[str, int] = {}
+        for output in self.outputs:
+            origin = self._origins[output.name]
+            found[origin] = found.get(origin, 0) | self.bit(output)
         return found
 
     def depth_of(self, value: Value) -> int:

@@ -37,7 +37,7 @@ class Group:
 
 def groups_of(cones: Cones) -> tuple[Group, ...]:
     """Every output in at least one group; a raw map that two heads decode is in the groups of both."""
-    leaders = [value for value in cones.outputs if not cones.flows_into(value)]
+    leaders = [value for value in cones.outputs if not cones.inside(value)]
     found: list[Group] = []
     for alike in components(leaders, lambda a, b: cones.computed(a) and cones.computed(b) and twins(a, b)):
         parts = _heads(cones, alike)
@@ -47,10 +47,16 @@ def groups_of(cones: Cones) -> tuple[Group, ...]:
 
 
 def siblings(cones: Cones, one: Group, other: Group) -> bool:
-    """True where a leading output of one group is the like of an output of the other; what lies in both is no rival."""
+    """True where a leading output of one group is the like of an output of the other.
+
+    What lies in both groups is no rival of either, and groups that part behind the last layer are none: the states of
+    an LSTM, a mean and a variance cut from one map. Leaving one of them out would save nothing.
+    """
     pairs = [(a, b) for a in one.leaders for b in other.members if b not in one.members]
     pairs += [(a, b) for b in other.leaders for a in one.members if a not in other.members]
-    return any(a is not b and cones.computed(a) and cones.computed(b) and twins(a, b) for a, b in pairs)
+    if not any(a is not b and cones.computed(a) and cones.computed(b) and twins(a, b) for a, b in pairs):
+        return False
+    return cones.layers_apart(cones.mask(one.members), cones.mask(other.members))
 
 
 def components(items: Sequence[T], linked: Callable[[T, T], bool]) -> list[list[T]]:
@@ -75,7 +81,7 @@ def components(items: Sequence[T], linked: Callable[[T, T], bool]) -> list[list[
 
 def group_of(cones: Cones, leaders: Sequence[Value], *, unclear: bool = False) -> Group:
     led = cones.mask(leaders)
-    members = (v for v in cones.outputs if cones.bit(v) & led or cones.flows_into(v) & led)
+    members = (v for v in cones.outputs if cones.bit(v) & led or cones.inside(v) & led)
     return Group(tuple(leaders), tuple(members), unclear)
 
 

@@ -94,7 +94,7 @@ def _means(cones: Cones, kept: Sequence[Value]) -> list[str]:
 
 def _on_the_way(cones: Cones, kept: Sequence[Value]) -> list[str]:
     """What others are made from costs nothing: it stays with them, even where `--keep` does not name it."""
-    found = [value.name for value in kept if cones.computed(value) and cones.flows_into(value)]
+    found = [value.name for value in kept if cones.computed(value) and cones.inside(value) & cones.mask(kept)]
     return [f"on the way to other outputs, and kept with them: {', '.join(found)}"] if found else []
 
 

@@ -25,6 +25,7 @@ from tests.matching.heads import COARSE, FINE, POINTS, SIZE, WIDTH, Detector, Ne
 
 AUX_PRUNE = shipped()["aux-prune"].pattern
 FINE_MASK, CLASSES = (1, 4, SIZE // 2, SIZE // 2), (1, 6, 1, 1)
+IMAGE, ORDERS = (1, WIDTH, SIZE, SIZE), {"rows": [0, 1, 2, 3], "columns": [0, 1, 3, 2]}
 LEVELS = "are taken for the levels of one head; if some are auxiliary, --keep says what stays"
 
 
@@ -152,6 +153,52 @@ def test_a_map_that_both_results_are_made_from_is_a_rival_of_neither() -> None:
     outputs += [(mask, FINE_MASK), (net.add("GlobalAveragePool", [net.conv(early, out=6)], "early classes"), CLASSES)]
     decision = choose(net.model(outputs))
     assert names(decision.kept) == ["mask", "classes", "early mask"] and names(decision.removed) == ["early classes"]
+
+
+def test_results_that_part_behind_the_last_layer_are_left_alone() -> None:
+    """A mean and a variance cut from one map; the same two with a layer of its own before either are a question."""
+    for wide, own in ((2 * WIDTH, False), (WIDTH, True)):
+        net = Net()
+        last = net.conv(net.conv(net.image, 3), out=wide)
+        halves = ["mean", "log"] if not own else ["t mean", "t log"]
+        net.nodes.append(helper.make_node("Split", [last], halves, axis=1))
+        mean, log = (net.conv(half, wide // 2) for half in halves) if own else halves
+        outputs = [(mean, IMAGE), (net.add("Exp", [log], "variance"), IMAGE)]
+        if own:
+            with pytest.raises(ChoiceError, match="no vote on structure"):
+                choose(net.model(outputs))
+        else:
+            assert choose(net.model(outputs)).how == "nothing auxiliary"
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_features_of_inner_blocks_are_on_the_way_even_in_another_order(normed: bool) -> None:
+    """What the next block reads, flattened as an output, costs nothing; behind a norm of its own it is asked for."""
+    net = Net()
+    tokens, kept = net.conv(net.image, 3), list[str]()
+    for name in ("first", "second", "third"):
+        tokens = net.add("Add", [tokens, net.convs(tokens, 2)])
+        value = tokens
+        if normed:
+            factors = (net.weight(np.full(WIDTH, 2.0, np.float32)), net.weight(np.ones(WIDTH, np.float32)))
+            value = net.add("InstanceNormalization", [tokens, *factors])
+        kept.append(net.add("Transpose", [value], name, perm=[0, 2, 3, 1]))
+    model = net.model([(name, (1, SIZE, SIZE, WIDTH)) for name in kept])
+    if normed:
+        with pytest.raises(ChoiceError, match="only one vote speaks"):
+            choose(model)
+        return
+    decision = choose(model)
+    assert decision.how == "nothing auxiliary"
+    assert decision.notes == ("on the way to other outputs, and kept with them: first, second",)
+
+
+def test_two_orders_of_one_value_are_inside_neither() -> None:
+    net = Net()
+    last = net.conv(net.image, 3)
+    outputs = [(net.add("Transpose", [last], name, perm=perm), IMAGE) for name, perm in ORDERS.items()]
+    decision = choose(net.model(outputs))
+    assert (names(decision.kept), decision.notes) == (list(ORDERS), ())
 
 
 @pytest.mark.parametrize("pan", [True, False])
