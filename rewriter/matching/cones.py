@@ -23,6 +23,9 @@ POOLS = frozenset({"avg_pool", "max_pool", "lppool"})
 # What hands every element on unchanged but for its type: converters to half precision put casts around a Resize.
 ELEMENTS_KEPT = frozenset({"identity", "dropout", "cast"})
 
+UNSTACKING = frozenset({"gather", "squeeze"})
+"""What takes a part of a stack and drops its axis, the second behind a Split or a Slice."""
+
 REARRANGING = ELEMENTS_KEPT | {"transpose", "reshape", "flatten", "squeeze", "unsqueeze"}
 """What gives every element of its first operand, perhaps elsewhere."""
 
@@ -81,10 +84,13 @@ class Cones:
         origin = self._origins[output.name]
         return self.flows_into(output) | (self.flows_into(self.graph.values[origin]) & ~self._alike[origin])
 
-    def layers_apart(self, one: int, other: int) -> bool:
-        """Whether a layer or a stored parameter works for outputs of exactly one of two masks."""
-        layers = (n for n in self.graph.nodes if n.layered or n.op in DEEPENING)
-        masks = [self.flows[node.index] for node in layers]
+    def apart(self, one: int, other: int) -> bool:
+        """Whether something that tells results apart works for outputs of exactly one of two masks.
+
+        That is a layer, a stored parameter, or what takes one part of a stack: its parts were made by layers.
+        """
+        telling = (n for n in self.graph.nodes if n.layered or n.op in DEEPENING or n.op in UNSTACKING)
+        masks = [self.flows[node.index] for node in telling]
         masks += [readers for _, readers in self._parameters.values()]
         return any(bool(mask & one) is not bool(mask & other) for mask in masks)
 

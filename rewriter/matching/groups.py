@@ -56,7 +56,7 @@ def siblings(cones: Cones, one: Group, other: Group) -> bool:
     pairs += [(a, b) for b in other.leaders for a in one.members if a not in other.members]
     if not any(a is not b and cones.computed(a) and cones.computed(b) and twins(a, b) for a, b in pairs):
         return False
-    return cones.layers_apart(cones.mask(one.members), cones.mask(other.members))
+    return cones.apart(cones.mask(one.members), cones.mask(other.members))
 
 
 def components(items: Sequence[T], linked: Callable[[T, T], bool]) -> list[list[T]]:

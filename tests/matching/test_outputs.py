@@ -193,6 +193,25 @@ def test_features_of_inner_blocks_are_on_the_way_even_in_another_order(normed: b
     assert decision.notes == ("on the way to other outputs, and kept with them: first, second",)
 
 
+@pytest.mark.parametrize("squeezed", [True, False])
+def test_parts_of_a_stack_are_a_question(squeezed: bool) -> None:
+    """What made them is hidden behind the stack where heads cannot be moved before it."""
+    net = Net()
+    first = net.conv(net.image, 3)
+    axis = net.weight(np.array([0], np.int64))
+    parts = [net.add("Unsqueeze", [value, axis]) for value in (first, net.convs(first, 2))]
+    stack = net.add("CumSum", [net.add("Concat", parts, axis=0), net.weight(np.array(0, np.int64))])
+    names_of = ["one", "other"]
+    if squeezed:
+        net.nodes.append(helper.make_node("Split", [stack], ["half", "rest"], axis=0))
+        taken = [net.add("Squeeze", [half, axis], name) for half, name in zip(("half", "rest"), names_of, strict=True)]
+    else:
+        places = [net.weight(np.array(place, np.int64)) for place in (0, 1)]
+        taken = [net.add("Gather", [stack, p], name, axis=0) for p, name in zip(places, names_of, strict=True)]
+    with pytest.raises(ChoiceError, match="no vote on structure"):
+        choose(net.model([(name, IMAGE) for name in taken]))
+
+
 def test_two_orders_of_one_value_are_inside_neither() -> None:
     net = Net()
     last = net.conv(net.image, 3)
