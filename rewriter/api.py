@@ -219,6 +219,7 @@ def inspect(model: Model, *, shapes: Mapping[str, tuple[int, ...]] | None = None
         patterns=tuple(outlook.outlook(graph, loaded, known) for loaded in shipped().values()),
         dead=dead,
         versions=versions(),
+        hidden=tuple(node.name or node.op for node in graph.nodes if node.layered),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from onnx import ModelProto, numpy_helper
+from rich.console import Console
 
 import rewriter
 from fixtures.blocks import BLOCKS
@@ -19,6 +21,7 @@ from rewriter import api
 from rewriter.checking.record import Verdict
 from rewriter.errors import ChoiceError, InputError, OutputError, PatternError, UsageError
 from rewriter.graph.files import LoadedModel
+from rewriter.reporting.inspection_text import InspectionText
 from rewriter.reporting.record import MatchRecord, RefusalRecord
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from tests.rewriting.small_models import SmallNet, copied, ops, same
@@ -426,6 +429,23 @@ def test_inspect_shares_of_two_heads() -> None:
     (unclear,) = [p for p in rewriter.inspect(alike()).patterns if p.pattern == "aux-prune"]
     assert unclear.matches == 0 and unclear.note.startswith("needs --keep")
     assert rewriter.inspect(block()).dead == ("n_dead",)
+
+
+@pytest.mark.parametrize("layered", [True, False])
+def test_inspect_says_where_layers_are_that_it_does_not_count(layered: bool) -> None:
+    inner = "Conv(x, w)" if layered else "Neg(x)"
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["": 17]>
+        g (float[1,2,4,4] x, bool flag) => (float[1,2,4,4] y) <float[2,2,1,1] w = {{1, 0, 0, 1}}> {{
+            [pick] y = If(flag) <
+                then_branch = t () => (float[1,2,4,4] a) {{ a = {inner} }},
+                else_branch = e () => (float[1,2,4,4] b) {{ b = Identity(x) }}>
+        }}""")
+    found = rewriter.inspect(model)
+    assert found.hidden == (("pick",) if layered else ()) and found.totals.parameters == 0
+    console = Console(width=100, file=StringIO())
+    console.print(InspectionText(found))
+    assert ("layers inside of bodies and functions: pick" in console.file.getvalue()) is layered
 
 
 def test_pattern_tests_run() -> None:

@@ -5,7 +5,7 @@ Invariant: as in `text`, names are escaped and never markup.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
@@ -35,9 +35,15 @@ class InspectionText:
         yield heading("Operators")
         operators = (f"{name(op)} {figures.count(number)}" for op, number in found.totals.ops)
         yield indent(Text(", ".join(operators)))
+        if found.hidden:
+            yield Text(f"\nnot counted, layers inside of bodies and functions: {_few(found.hidden)}", style="yellow")
         if found.dead:
-            shown = ", ".join(map(name, found.dead[:3])) + (", …" if len(found.dead) > 3 else "")
-            yield Text(f"\n{figures.plural(len(found.dead), 'node')} that no output needs: {shown}", style="yellow")
+            count = figures.plural(len(found.dead), "node")
+            yield Text(f"\n{count} that no output needs: {_few(found.dead)}", style="yellow")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(name, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 class VerificationText:

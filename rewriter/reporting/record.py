@@ -263,4 +263,5 @@ class Inspection:
     patterns: tuple[PatternOutlook, ...]
     dead: tuple[str, ...]  # nodes that no output needs
     versions: tuple[tuple[str, str], ...] = ()
+    hidden: tuple[str, ...] = ()  # nodes with layers in bodies or functions, which nothing here counts
     schema: int = SCHEMA_VERSION
