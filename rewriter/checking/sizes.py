@@ -5,8 +5,10 @@ Invariant: one symbol has one size everywhere; what the user gave is bound first
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import onnx
 from onnx import GraphProto, NodeProto
@@ -97,12 +99,20 @@ def candidates(specs: Sequence[InputSpec], bound: Sizes, stride: int) -> list[di
     """Sizes to try, best first: two that differ in batch and in every axis, then ever more ordinary ones.
 
     With no free dimension there is one. A caller takes the first two that the original can run. Few models need images
-    of a large stride: what divides most is a branch that pools, for which maps of any size do.
+    of a large stride: what divides most is a branch that pools, for which maps of any size do. What a model declares as
+    a multiple, as torch writes it (`32*h`), is one.
     """
+    declared = lcm(*(_declared(dim) for spec in specs for dim in spec.dims or ()))
+    tries = _candidates(specs, bound, lcm(min(stride, _MODEST), declared))
     if stride > _MODEST:
-        smaller = candidates(specs, bound, _MODEST)
-        return [*smaller, *(sizes for sizes in _candidates(specs, bound, stride) if sizes not in smaller)]
-    return _candidates(specs, bound, stride)
+        tries += _candidates(specs, bound, lcm(stride, declared))
+    return [sizes for at, sizes in enumerate(tries) if sizes not in tries[:at]]
+
+
+def _declared(dim: Dim) -> int:
+    """The factor of an extent that is named as a multiple."""
+    named = re.fullmatch(r"([1-9]\d{0,3})\*\w+", dim) if isinstance(dim, str) else None
+    return int(named[1]) if named else 1
 
 
 def _candidates(specs: Sequence[InputSpec], bound: Sizes, stride: int) -> list[dict[str, int]]:
@@ -124,8 +134,7 @@ def _candidates(specs: Sequence[InputSpec], bound: Sizes, stride: int) -> list[d
     rising = [base + step * at for at in range(len(rest))]
     falling = [2 * base + step * (len(rest) - 1 - at) for at in range(len(rest))]
     tries = [sized(2, rising), sized(1, falling), sized(1, rising), sized(2, equal(base)), sized(1, equal(base))]
-    tries += [sized(1, equal(length)) for length in (2 * base, 224, 512, 640)]
-    return [sizes for at, sizes in enumerate(tries) if sizes not in tries[:at]]
+    return tries + [sized(1, equal(length)) for length in (2 * base, 224, 512, 640)]
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -39,6 +39,13 @@ def test_images_of_a_large_stride_are_tried_after_smaller_ones() -> None:
     assert tries.index((128, 128)) < tries.index((1024, 1536))
 
 
+def test_extents_that_are_named_as_multiples_are_multiples() -> None:
+    specs = input_specs(nets.convs(dims=("batch", 3, "32*h", "12*w")).graph)
+    assert all(sizes["32*h"] % 96 == 0 == sizes["12*w"] % 96 for sizes in candidates(specs, {}, 8))
+    odd = input_specs(nets.convs(dims=("batch", 3, "h*32 + 1", "0*w")).graph)
+    assert candidates(odd, {}, 8)[0] == {"batch": 2, "h*32 + 1": 16, "0*w": 24}
+
+
 def test_the_total_stride_counts_a_pyramid_once() -> None:
     down = [nets.node("MaxPool", [a], b, kernel_shape=[2, 2], strides=[2, 2]) for a, b in ["xa", "ab", "bc"]]
     up = nets.node("Resize", ["c", "", "scales"], "d", mode="nearest")
