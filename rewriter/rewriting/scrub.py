@@ -2,9 +2,9 @@
 
 Kinds: stack traces and other notes of exporters on nodes, values and the model (dynamo writes source lines and the
 paths of the machine that made the file), texts that name files of that machine, entries that tell of the training,
-training graphs, and nodes, tensors and notes on values that nothing reads. Invariant: nothing that computes is touched:
-operators, attributes, tensors that are read, names, inputs and outputs stay; what inference code reads of the
-metadata (class names, strides, sizes) stays too.
+training graphs, functions that nothing calls, and nodes, tensors and notes on values that nothing reads. Invariant:
+nothing that computes is touched: operators, attributes, tensors that are read, names, inputs and outputs stay; what
+inference code reads of the metadata (class names, strides, sizes) stays too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from rewriter.graph.proto import bodies, live_names
 from rewriter.rewriting import names
+from rewriter.rewriting.bodies import called
 
 STACK_TRACES, NOTES, PATHS, TRAINING = "stack traces", "exporter notes", "local paths", "training metadata"
 GRAPHS, NODES, TENSORS, VALUES = "training graphs", "dead nodes", "unread tensors", "notes on values that are gone"
-KINDS = (STACK_TRACES, NOTES, PATHS, TRAINING, GRAPHS, NODES, TENSORS, VALUES)
+FUNCTIONS = "uncalled functions"
+KINDS = (STACK_TRACES, NOTES, PATHS, TRAINING, GRAPHS, NODES, FUNCTIONS, TENSORS, VALUES)
 
 EXPORTERS = ("pkg.torch.", "pkg.onnxscript.", "pkg.onnx_ir.", "pkg.onnx_shape_inference.")
 TRAINED = frozenset(
@@ -33,7 +35,10 @@ TRAINED = frozenset(
 )
 """Keys of the model's metadata that tell of its training, whatever case they are in."""
 
-FOLDERS = ("home", "root", "Users", "mnt", "media", "tmp", "var", "opt", "srv", "work", "workspace", "content")
+FOLDERS = (
+    *("home", "root", "Users", "Volumes", "private", "mnt", "media", "tmp", "var", "opt", "srv", "data", "scratch"),
+    *("work", "workspace", "content", "kaggle", "dbfs"),
+)
 ROOTS = tuple(f"/{folder}/" for folder in FOLDERS)
 SUFFIXES = (".py", ".pt", ".pth", ".ckpt", ".yaml", ".yml", ".ipynb", ".safetensors")
 QUOTES = str.maketrans(dict.fromkeys("\"'`<>()[]{},;=", " "))
@@ -71,6 +76,7 @@ class Scrub:
             self.removed[GRAPHS].add(training.ByteSize(), "training_info")
         del self.model.training_info[:]
         nodes = self._live()
+        self._uncalled(nodes)
         self._unread(nodes)
         for message in self._holders(nodes):
             self._notes(message)
@@ -85,6 +91,11 @@ class Scrub:
             else:
                 self.removed[NODES].add(node.ByteSize(), node.name or node.op_type)
         return kept
+
+    def _uncalled(self, nodes: Sequence[NodeProto]) -> None:
+        known = called(self.model, nodes)
+        for function in _taken(self.model.functions, lambda f: (f.domain, f.name) not in known):
+            self.removed[FUNCTIONS].add(function.ByteSize(), function.name)
 
     def _unread(self, nodes: Sequence[NodeProto]) -> None:
         graph = self.model.graph

@@ -76,7 +76,8 @@ def test_bodies_and_functions_are_scrubbed_too() -> None:
     inner = helper.make_node("Neg", ["x"], ["n"], doc_string='File "a.py", line 1, in f')
     body = helper.make_graph([inner], "b", [], [helper.make_tensor_value_info("n", TensorProto.FLOAT, None)])
     net.add("If", ["flag"], "y", then_branch=body, else_branch=body)
-    model = net.model("y")
+    net.add("F", ["y"], "z", domain="own")
+    model = net.model("z")
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
     function = helper.make_function("own", "F", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], [])
     noted(function.node[0], namespace="Net")
@@ -87,6 +88,23 @@ def test_bodies_and_functions_are_scrubbed_too() -> None:
 
 
 @pytest.mark.slow
+def test_functions_that_nothing_calls_go() -> None:
+    """One that a body calls stays, with what it calls itself."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 17, "ours": 1]>
+        g (float[2] x, bool flag) => (float[2] y) {
+            y = If(flag) <then_branch = t () => (float[2] a) { a = ours.Outer(x) },
+                          else_branch = e () => (float[2] b) { b = Identity(x) }>
+        }
+        <domain: "ours", opset_import: ["": 17, "ours": 1]> Outer (x) => (y) { y = ours.Inner(x) }
+        <domain: "ours", opset_import: ["": 17, "ours": 1]> Inner (x) => (y) { y = Neg(x) }
+        <domain: "ours", opset_import: ["": 17, "ours": 1]> Idle (x) => (y) { y = ours.Inner(x) }
+    """)
+    result = api.apply(model, scrub=True, verify=False)
+    assert [function.name for function in result.model.functions] == ["Outer", "Inner"]
+    assert [(s.kind, s.count, s.example) for s in result.report.scrubbed] == [("uncalled functions", 1, "Idle")]
+
+
 def test_nothing_of_the_machine_is_left_in_what_dynamo_writes() -> None:
     model = exported("deeplabv3", "dynamo")
     here = str(Path(__file__).resolve().parents[2])
@@ -108,7 +126,10 @@ def test_nothing_of_the_machine_is_left_in_what_dynamo_writes() -> None:
         ("C:\\runs\\best.pt", True),
         ("weights=~/best.pt", True),
         ("file:///etc/nets/net.py", True),
+        ("/data/coco", True),
+        ("at /private/var/folders/ab/net", True),
         ("/model.22/cv2/Conv", False),
+        ("/database/Conv", False),
         ("https://example.org/home/net.py", False),
         ("s3://bucket/best.pt", False),
         ("net.py", False),
