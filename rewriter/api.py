@@ -42,6 +42,7 @@ from rewriter.rewriting.counting import sizes_at, totals
 from rewriter.rewriting.engine import Progress, rewrite
 from rewriter.rewriting.onnx_draft import OnnxDraft
 from rewriter.rewriting.provenance import composed
+from rewriter.rewriting.scrub import Removed
 from rewriter.torch_graphs import applying as torch_graphs
 from rewriter.torch_graphs import saving as torch_files
 
@@ -133,16 +134,15 @@ def apply(
         raise UsageError(f"--max-rounds: {max_rounds} is less than 0")
     loaded_patterns = prepare(patterns, set_, keep)
     if torch_graphs.is_program(model) or torch_graphs.is_module(model) or torch_graphs.is_archive(model):
-        if rename or scrub or inputs or shapes:
-            raise UsageError(
-                "rename, scrub, inputs and shapes are for ONNX models; a program of torch has none of them"
-            )
+        if rename or inputs or shapes:
+            raise UsageError("rename, inputs and shapes are for ONNX models; a program of torch has none of them")
         opened_graph = torch_graphs.opened(model, example_inputs, dynamic_shapes)
         made = torch_graphs.apply(
             opened_graph,
             loaded_patterns,
             keep_all=keep == ALL,
             compare=verify,
+            scrub=scrub,
             max_rounds=max_rounds,
             progress=progress,
         )
@@ -172,8 +172,7 @@ def apply(
     report = account.report(opened.label, loaded_patterns, (before, after), outcome, verification)
     folds = composed(outcome.matches, draft.view().values) if outcome.matches else ()
     report = replace(report, renamed=renamed, dead_before=draft.dead_before, folds=folds)
-    gone = tuple(ScrubRecord(r.kind, r.count, r.size, r.example) for r in scrubbed)
-    report = replace(report, scrubbed=gone, seconds=time.monotonic() - started)
+    report = replace(report, scrubbed=_records(scrubbed), seconds=time.monotonic() - started)
     given = surgeon.from_proto(finished) if opened.kind == "gs.Graph" else finished
     return Result(given, report, finished, opened.source)
 
@@ -185,7 +184,12 @@ def _of_program(
     totals = made.before, made.after
     report = account.report(label, patterns, totals, made.outcome, made.verification or NOT_ASKED)
     report = replace(report, folds=made.folds, dead_before=made.dead_before, notes=made.notes)
+    report = replace(report, scrubbed=_records(made.scrubbed))
     return replace(report, versions=versions("torch"), seconds=time.monotonic() - started), made.of_the_kind_of(given)
+
+
+def _records(scrubbed: Sequence[Removed]) -> tuple[ScrubRecord, ...]:
+    return tuple(ScrubRecord(r.kind, r.count, r.size, r.example) for r in scrubbed)
 
 
 def find(

@@ -22,6 +22,7 @@ from rewriter.language.library import LoadedPattern
 from rewriter.reporting.record import FoldRecord, OutputInfo, Totals
 from rewriter.rewriting.engine import Outcome, Progress, rewrite
 from rewriter.rewriting.provenance import composed
+from rewriter.rewriting.scrub import Removed
 from rewriter.torch_graphs import bodies, inside, modes, running, tracing
 from rewriter.torch_graphs.body_draft import BodyDraft, body_drafts
 from rewriter.torch_graphs.draft import FxDraft
@@ -60,6 +61,7 @@ class Rewritten:
     dead_before: tuple[str, ...]
     verification: Verification | None
     notes: tuple[str, ...]
+    scrubbed: tuple[Removed, ...] = ()
 
     def of_the_kind_of(self, given: object) -> Any:
         """The model as the user gets it: a module for a module."""
@@ -114,6 +116,7 @@ def apply(
     *,
     keep_all: bool,
     compare: bool,
+    scrub: bool,
     max_rounds: int,
     progress: Progress | None,
 ) -> Rewritten:
@@ -129,6 +132,7 @@ def apply(
         left = [body for body in inner if body.runner in draft.graph.nodes]
         looked = inside.rewritten(draft, left, patterns, max_rounds=max_rounds, progress=progress)
         outcome = inside.joined(outcome, looked)
+    scrubbed = draft.scrub() if scrub else ()
     folds = composed(outcome.matches, {t.tensor for match in outcome.matches for t in match.tensors})
     made, after = draft.finish({fold.tensor: fold.sources for fold in folds}), before
     if draft.edited:
@@ -141,7 +145,7 @@ def apply(
     unseen = bodies.notes(draft.graph, draft.dialect.root, [body.runner for body, _ in looked])
     notes = (*given.notes, *modes.notes(draft.graph, draft.dialect), *unseen)
     folds = tuple(_stored(fold, stored) for fold in folds if fold.tensor in draft.view().values)
-    return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes)
+    return Rewritten(made, outcome, before, after, folds, draft.dead_before, verification, notes, scrubbed)
 
 
 def _draft(given: Opened) -> FxDraft:

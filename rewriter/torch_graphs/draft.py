@@ -22,6 +22,7 @@ from rewriter.rewriting.edits import (
     Undeclare,
     ends,
 )
+from rewriter.rewriting.scrub import NODES, STACK_TRACES, TENSORS, Removed
 from rewriter.torch_graphs import making, writes
 from rewriter.torch_graphs.calls import FxNode, fake, is_assert
 from rewriter.torch_graphs.dialect import Dialect
@@ -53,6 +54,7 @@ class FxDraft(ABC):
         self._view: Graph | None = None
         self.unused = Names({n.name for n in graph.nodes}, tensors)
         self._dead_at_first = self._dead()
+        self._idle_at_first = frozenset(self._idle())
 
     @abstractmethod
     def finish(self, sources: Sources) -> Any:
@@ -118,6 +120,30 @@ class FxDraft(ABC):
             reorder(self.graph)
         if any(isinstance(edit, Undeclare) for edit in edits):
             self._remeasure()
+
+    def scrub(self) -> tuple[Removed, ...]:
+        """Remove what no output needs and the stack traces of what stays; gives back what went, by kind."""
+        found = {kind: Removed(kind) for kind in (STACK_TRACES, NODES, TENSORS)}
+        replaced = self._idle().keys() - self._idle_at_first  # by folds, whose tensors go anyway
+        dead = [node for node in self.graph.nodes if node in self._dead_at_first]
+        for node in dead:
+            found[NODES].add(0, node.name)
+        for node in reversed(dead):
+            self._erase(node)
+        for node in self.graph.nodes:
+            if (trace := node.meta.pop("stack_trace", None)) is not None:
+                found[STACK_TRACES].add(len(trace), node.name)
+        for name, size in self._idle().items():
+            if name not in replaced:
+                found[TENSORS].add(size, name)
+        removed = tuple([each for each in found.values() if each.count])
+        if removed:
+            self.edited, self._view, self._dead_at_first = True, None, set[FxNode]()
+        return removed
+
+    def _idle(self) -> Mapping[str, int]:
+        """The stored tensors that nothing reads or writes, with their bytes; modules hold none that nobody calls."""
+        return {}
 
     # --- names -------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ the structure of inputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewriter.graph.view import Constant
 from rewriter.rewriting.edits import AddNode
+from rewriter.rewriting.scrub import Removed
 from rewriter.torch_graphs import making, outputs
 from rewriter.torch_graphs.calls import FxNode, attribute
 from rewriter.torch_graphs.dialect import Aten
@@ -46,6 +47,12 @@ class ProgramDraft(FxDraft):
         impure = mutations(self.graph, self.dialect).impure
         changed = {n for node in impure for n in node.all_input_nodes}
         return self.signature.finished(self.graph, self._root(), made, sources, changed)
+
+    def scrub(self) -> tuple[Removed, ...]:
+        removed = super().scrub()
+        if removed:
+            self.signature.release()
+        return removed
 
     def take(self, runner: FxNode, leading: int, body: Any, given: Sequence[FxNode | Constant]) -> None:
         """Another body for an operator that runs one: what it is given are values, and tensors that are new."""
@@ -91,6 +98,9 @@ class ProgramDraft(FxDraft):
 
     def _place(self, name: str, constant: Constant) -> FxNode:
         return self.signature.add(self.graph, name, constant)
+
+    def _idle(self) -> Mapping[str, int]:
+        return self.signature.idle()
 
     def _remove_output(self, node: FxNode) -> None:
         outputs.remove(self.graph, self.signature, node)

@@ -18,6 +18,9 @@ from rewriter.torch_graphs.tensors import constant_of
 
 COUNTER = "num_batches_tracked"
 
+TENSORS = ("PARAMETER", "BUFFER", "CONSTANT_TENSOR")
+"""Kinds of placeholders that are stored tensors."""
+
 
 @dataclass(slots=True, eq=False)
 class Signature:
@@ -91,6 +94,20 @@ class Signature:
 
         with _nothing() if self.mode is None else self.mode:
             return torch.empty(constant.shape, dtype=getattr(torch, constant.dtype), device=self.device)
+
+    def idle(self) -> dict[str, int]:
+        """The stored tensors that nothing reads or writes, by name, with their bytes."""
+        held = {str(self.specs[node].target): _tensor(self.program, self.specs[node]) for node in self._idle()}
+        return {name: t.numel() * t.element_size() for name, t in held.items() if t is not None}
+
+    def release(self) -> None:
+        """Let tensors go at the end that nothing read when the program came."""
+        idle = self._idle()
+        self.unread = [node for node in self.unread if node not in idle]
+
+    def _idle(self) -> list[FxNode]:
+        written = set(self.program.graph_signature.buffers_to_mutate.values())
+        return [n for n, s in self.specs.items() if not n.users and s.kind.name in TENSORS and s.target not in written]
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
