@@ -31,6 +31,9 @@ from rewriter.graph.view import Constant, Graph, Node, Value
 ROOM = 16
 """How far below a number an extent is looked for that is no more than it."""
 
+ROUNDS = 4
+"""Passes that may follow the first."""
+
 SMALL = 256
 """Elements up to which a tensor of whole numbers is followed."""
 
@@ -60,9 +63,18 @@ def sizes(graph: Graph) -> Sizes:
 
 
 def measured(graph: Graph) -> Pass:
-    """The pass over `graph`, done: for those who ask it for more."""
+    """The pass over `graph`, done: for those who ask it for more.
+
+    What a rule could not tell may follow from extents of values that come later, whatever their order. Then they are
+    told to a pass that starts anew, so that what is known does not depend on the order of nodes.
+    """
     found = Pass(graph)
     found.run()
+    for _ in range(ROUNDS):
+        if not found.asked_in_vain():
+            break
+        found = Pass(graph, extents={expr for expr in found.extents if symbols(expr) <= found.positive})
+        found.run()
     return found
 
 
@@ -76,6 +88,7 @@ class Pass:
     elements: dict[str, Elements] = field(default_factory=dict[str, Elements])
     extents: set[Poly] = field(default_factory=set[Poly])  # of values: not negative, whatever they look like
     positive: set[Atom] = field(default_factory=set[Atom])  # open extents of inputs: at least one each
+    vain: set[Poly] = field(default_factory=set[Poly])  # what could not be told to be no less than 0
     numbers: dict[str, Constant] = field(default_factory=dict[str, Constant])  # what sizes that are numbers come to
     ledger: Ledger = field(default_factory=Ledger)
     node: Node | None = None  # whose turn it is
@@ -148,7 +161,15 @@ class Pass:
         """Whether it is so for every input of which no axis is empty: by its form, or as it is not below an extent."""
         if nonnegative(expr) or nonnegative(raised(expr, self.positive)):
             return True
-        return any(expr - above in self.extents for above in range(ROOM))
+        if any(expr - above in self.extents for above in range(ROOM)):
+            return True
+        self.vain.add(expr)
+        return False
+
+    def asked_in_vain(self) -> bool:
+        """Whether a rule could not tell what can be told now."""
+        vain, self.vain = self.vain, set()
+        return any(self.nonnegative(expr) for expr in vain if symbols(expr) <= self.positive)
 
     def equal(self, same: Sequence[Size]) -> Size:
         """One of sizes that the node at hand needs to be equal."""

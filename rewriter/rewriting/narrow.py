@@ -24,8 +24,6 @@ from rewriter.rewriting.actions import Fresh
 from rewriter.rewriting.edits import AddConstant, AddNode, Edit, RemoveNode, Reread, Rewire, Undeclare
 from rewriter.rewriting.reroot import granted
 
-CUTS = frozenset({"slice", "split"})
-
 
 @dataclass(frozen=True, slots=True)
 class Narrowed:
@@ -199,7 +197,7 @@ class _Shorter:
         if node.op == "reshape":
             target = self._target(node, left)
             return None if target is None else [*changed, *target]
-        if node.op not in CUTS or places[node.outputs[0].name].count == read.count:
+        if not _cuts_along(node, read, places[node.outputs[0].name]):
             return changed
         cuts = self._cuts(node, source, left, made)
         return None if cuts is None else [*changed, *cuts]
@@ -284,6 +282,13 @@ class _Shorter:
 
 COMPUTED_CUTS = 10
 """The opset since which Slice reads where it cuts."""
+
+
+def _cuts_along(node: Node, read: Place, made: Place) -> bool:
+    """Whether it cuts the axis of the slices; a Split says how many there are even where all are in one part."""
+    if node.op == "split":
+        return int(node.attrs.get("axis", 0)) % read.rank == read.axis
+    return node.op == "slice" and made.count != read.count
 
 
 def _stays(node: Node, left: Place, place: Place) -> bool:

@@ -93,6 +93,25 @@ def test_windows_are_followed() -> None:
     check(op("ConvTranspose", "x k", "y", strides=[2, 2], output_padding=[1, 0], pads=[1, 1, 0, 0]), k=transposed)
 
 
+def test_what_is_known_does_not_depend_on_the_order_of_nodes() -> None:
+    """That floor(h/4) − 1 is not negative follows from a window that is as large, wherever it stands."""
+    pools = (
+        op("MaxPool", "x", "p", kernel_shape=[4, 4], strides=[4, 4]),
+        op("MaxPool", "p", "q", kernel_shape=[2, 2], strides=[1, 1]),
+    )
+    numbers = (
+        op("Shape", "x", "s"),
+        op("Slice", "s two three zero", "high"),
+        op("Div", "high four", "quarter"),
+        op("Sub", "quarter one", "less"),
+        op("Div", "less two", "half"),
+        op("ConstantOfShape", "half", "y"),
+    )
+    held = {name: np.int64([n]) for n, name in enumerate(("zero", "one", "two", "three", "four"))}
+    first, second = (known_of(*nodes, **held) for nodes in ((*pools, *numbers), (*numbers, *pools)))
+    assert shown(first) == shown(second) == ("floor((h + 4)/8) - 1",)
+
+
 @pytest.mark.parametrize("settings", [{"ceil_mode": 1}, {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}])
 def test_what_runtimes_round_is_one_opaque_term_by_settings(settings: dict[str, Any]) -> None:
     pool = {"kernel_shape": [3, 3], "strides": [2, 2]}

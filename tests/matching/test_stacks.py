@@ -173,6 +173,15 @@ def test_what_no_index_of_a_list_means_goes(listed: list[int], nd: bool) -> None
     assert count == 1 and op_histogram(result)["Unsqueeze"] == left
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_split_that_leaves_all_in_one_part_does_not_say_how_many(empty: bool) -> None:
+    net = Net()
+    inner = head(net, stacked(net, layers(net)))
+    (parts,) = numbers(net, [LAYERS, 0] if empty else [LAYERS])
+    net.nodes.append(helper.make_node("Split", [inner, parts], ["whole", "rest"][: 1 + empty], axis=0))
+    assert narrowed(model_of(net, take(net, "whole", 1)))[1] == 1
+
+
 @pytest.mark.parametrize(("sizes_of", "read", "left"), [([1, 1, 1], [1], 1), ([1, 2], [1], 2), ([2, 1], [0, 1], 3)])
 def test_parts_that_nobody_reads_go(sizes_of: list[int], read: list[int], left: int) -> None:
     net = Net()
