@@ -89,10 +89,12 @@ class Cones:
 
         That is a layer, a stored parameter, or what takes one part of a stack: its parts were made by layers.
         """
+        return any(bool(mask & one) is not bool(mask & other) for mask in self._telling)
+
+    @cached_property
+    def _telling(self) -> frozenset[int]:
         telling = (n for n in self.graph.nodes if n.layered or n.op in DEEPENING or n.op in UNSTACKING)
-        masks = [self.flows[node.index] for node in telling]
-        masks += [readers for _, readers in self._parameters.values()]
-        return any(bool(mask & one) is not bool(mask & other) for mask in masks)
+        return frozenset({self.flows[n.index] for n in telling} | {readers for _, readers in self._parameters.values()})
 
     @cached_property
     def _origins(self) -> Mapping[str, str]:

@@ -38,8 +38,8 @@ NOTHING = "nothing auxiliary"
 EVERYTHING = "all"
 """As the name of an output to keep: every one."""
 
-SHOWN_PAIRS = 12
-"""Pairs of groups whose votes a message lists."""
+SHOWN = 12
+"""Candidates, offers, nodes and pairs of groups with their votes that a message lists."""
 
 SAID: Mapping[Verdict, str] = {
     Verdict.SPLIT: "the votes contradict each other",
@@ -324,14 +324,14 @@ class _Decider:
 
     def _message(self, why: str, left_open: Sequence[_Open], settled: Sequence[Group]) -> str:
         lines = [f"{self.pattern.name}: which of these outputs are auxiliary is yours to say: {why}", "candidates:"]
-        lines += [self._candidate(group) for each in left_open for group in each.family]
+        lines += _few([self._candidate(group) for each in left_open for group in each.family])
         if hidden := [node.name or node.op for node in self.cones.layered]:
-            lines.append(f"not looked into: {', '.join(map(plain, hidden[:SHOWN_PAIRS]))}; layers may hide there")
+            lines.append(f"not looked into: {', '.join(map(plain, hidden[:SHOWN]))}; layers may hide there")
         lines += _votes([table for each in left_open for table in each.tables])
         lines.append(
             "say what to keep, with commas between names; what is not named goes, but for raw maps inside what stays:"
         )
-        lines += [f"  --keep {self._typed([*offer, *settled])}" for offer in _offers(left_open)]
+        lines += _few([f"  --keep {self._typed([*offer, *settled])}" for offer in _offers(left_open)])
         return "\n".join([*lines, "  --keep all"])
 
     def _candidate(self, group: Group) -> str:
@@ -356,6 +356,12 @@ class _Decider:
         return f"{place}" if f"{place}" not in names else f"{place - len(names)}"
 
 
+def _few(lines: Sequence[str]) -> list[str]:
+    """The first of many lines, and how many there are beside."""
+    hidden = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"  … and {hidden} more"] if hidden > 0 else [*lines]
+
+
 def _offers(left_open: Sequence[_Open]) -> list[list[Group]]:
     """What people may want to keep: a group of every family at once, where as many heads give each (boxes, scores)."""
     families = [each.family for each in left_open]
@@ -367,11 +373,11 @@ def _offers(left_open: Sequence[_Open]) -> list[list[Group]]:
 
 def _votes(tables: Sequence[Table]) -> list[str]:
     lines = ["votes:"] if tables else []
-    for table in tables[:SHOWN_PAIRS]:
+    for table in tables[:SHOWN]:
         lines.append(f"  {plain(table.main)} as main, {plain(table.aux)} as auxiliary:")
         for vote in table.votes:
             note = "" if vote.counts else " (does not count)"
             lines.append(f"    {vote.name:<8} {vote.value:<7} {plain(vote.detail)}{note}")
-    if len(tables) > SHOWN_PAIRS:
-        lines.append(f"  … and {len(tables) - SHOWN_PAIRS} more pairs")
+    if len(tables) > SHOWN:
+        lines.append(f"  … and {len(tables) - SHOWN} more pairs")
     return lines

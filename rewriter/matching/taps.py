@@ -11,7 +11,7 @@ the order of outputs decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.graph.view import Node, Value
@@ -39,33 +39,48 @@ class Tap:
         return self.plain and self.trunk and self.own > 0 and self.other >= max(TWICE * self.own, self.own + TWICE)
 
 
-def tap(cones: Cones, own: int, other: int) -> Tap | None:
-    """Where the outputs `own` leave what `other` needs too (masks); None where the two have nothing in common."""
-    flows = cones.flows
-    mine = [bool(flow & own) and not flow & other for flow in flows]
-    theirs = [bool(flow & other) for flow in flows]
-    taps = _taps(cones, mine)
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Per node that works for some outputs, the layers on the longest way from it to them, with itself.
+
+    `trunk` are the nodes from which a way leads through more of a trunk.
+    """
+
+    layers: Mapping[int, int]
+    trunk: frozenset[int]
+
+
+def tap(cones: Cones, own: int, other: int, to_other: Ways | None = None) -> Tap | None:
+    """Where the outputs `own` leave what `other` needs too (masks); None where the two have nothing in common.
+
+    `to_other` are the `ways` to the other outputs, for who has found them already.
+    """
+    mine = [i for i, flow in enumerate(cones.flows) if flow & own and not flow & other]
+    to_own = ways(cones, mine)
+    taps = _taps(cones, to_own.layers)
     if not taps:
         return None
-    to_own, _ = _ways(cones, mine)
-    to_other, trunk = _ways(cones, theirs)
-    found = [(_longest(cones, value, to_own), _longest(cones, value, to_other), value) for value in taps]
-    along = any(trunk[r] for *_, value in found for r in value.readers if theirs[r])
+    theirs = ways(cones, working_for(cones, other)) if to_other is None else to_other
+    found = [(_longest(cones, value, to_own), _longest(cones, value, theirs), value) for value in taps]
+    along = any(r in theirs.trunk for *_, value in found for r in value.readers)
     least_own, least_other, least = min(found, key=lambda each: (each[1] - TWICE * each[0], each[1]))
-    plain = not any(
-        mine[node.index] and layers and _joins(node) for node, layers in zip(cones.graph.nodes, to_own, strict=True)
-    )
+    plain = not any(layers and _joins(cones.graph.nodes[i]) for i, layers in to_own.layers.items())
     return Tap(least.name, least_own, least_other, plain, along)
 
 
-def _taps(cones: Cones, mine: Sequence[bool]) -> list[Value]:
+def working_for(cones: Cones, outputs: int) -> list[int]:
+    """The nodes whose elements reach one of a mask of outputs, in the order of the graph."""
+    return [i for i, flow in enumerate(cones.flows) if flow & outputs]
+
+
+def _taps(cones: Cones, mine: Mapping[int, int]) -> list[Value]:
     """The values that nodes of the group's own read and others make, an input of the model among them."""
     found: dict[str, Value] = {}
-    for node in cones.graph.nodes:
-        if not mine[node.index] or node.op in SIZE_ONLY:
+    for node in (cones.graph.nodes[i] for i in reversed(mine)):
+        if node.op in SIZE_ONLY:
             continue
         for value in (*node.data, *node.captures):
-            outside = value.producer is None or not mine[value.producer]
+            outside = value.producer is None or value.producer not in mine
             if outside and value.constant is None and _carries(cones, value):
                 found[value.name] = value
     return list(found.values())
@@ -76,23 +91,22 @@ def _carries(cones: Cones, value: Value) -> bool:
     return value.is_input if value.producer is None else cones.alive[value.producer]
 
 
-def _longest(cones: Cones, value: Value, ways: Sequence[int]) -> int:
+def _longest(cones: Cones, value: Value, found: Ways) -> int:
     nodes = cones.graph.nodes
-    return max((ways[r] for r in value.readers if nodes[r].op not in SIZE_ONLY), default=0)
+    return max((found.layers.get(r, 0) for r in value.readers if nodes[r].op not in SIZE_ONLY), default=0)
 
 
-def _ways(cones: Cones, inside: Sequence[bool]) -> tuple[list[int], list[bool]]:
-    """Per node inside, the longest way in layers from it to the end, with itself; and whether it has more trunk."""
+def ways(cones: Cones, inside: Sequence[int]) -> Ways:
+    """The ways to the end of the nodes inside, which come in the order of the graph."""
     nodes = cones.graph.nodes
-    layers, trunk = [0] * len(nodes), [False] * len(nodes)
-    for node in reversed(nodes):
-        if not inside[node.index]:
-            continue
-        later = [r for v in node.outputs for r in v.readers if inside[r] and nodes[r].op not in SIZE_ONLY]
+    layers, trunk = dict[int, int](), set[int]()
+    for node in (nodes[i] for i in reversed(inside)):
+        later = [r for v in node.outputs for r in v.readers if r in layers and nodes[r].op not in SIZE_ONLY]
         behind = max((layers[r] for r in later), default=0)
         layers[node.index] = behind + (node.op in DEEPENING)
-        trunk[node.index] = any(trunk[r] for r in later) or (behind > 0 and _is_trunk(node))
-    return layers, trunk
+        if any(r in trunk for r in later) or (behind > 0 and _is_trunk(node)):
+            trunk.add(node.index)
+    return Ways(layers, frozenset(trunk))
 
 
 def _joins(node: Node) -> bool:

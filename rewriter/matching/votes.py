@@ -20,7 +20,7 @@ from rewriter.language.syntax import Apply, Binary, Expr, Name, Not, Number, Vot
 from rewriter.matching.cones import DEEPENING, ELEMENTS_KEPT, Cones
 from rewriter.matching.predicates import Reading
 from rewriter.matching.tails import in_step
-from rewriter.matching.taps import Tap, tap
+from rewriter.matching.taps import Tap, Ways, tap, ways, working_for
 from rewriter.matching.where import holds
 from rewriter.reporting.record import VoteRecord
 
@@ -78,20 +78,31 @@ class Facts:
 
     def stem(self, other: int) -> bool:
         """Whether a layer that outputs of `other` do without reads an image by itself."""
-        cones = self.cones
-        flows = zip(cones.graph.nodes, cones.flows, strict=True)
-        own = (node for node, flow in flows if flow & self.mask and not flow & other)
-        return any(node.op in DEEPENING and _reads_image(cones, node) for node in own)
+        return any(not flow & other for flow in self._stems)
+
+    @cached_property
+    def _stems(self) -> frozenset[int]:
+        """What the layers work for that read an image by themselves."""
+        nodes = (self.cones.graph.nodes[i] for i in self._nodes)
+        return frozenset(self.cones.flows[n.index] for n in nodes if n.op in DEEPENING and _reads_image(self.cones, n))
+
+    @cached_property
+    def _nodes(self) -> list[int]:
+        return working_for(self.cones, self.mask)
+
+    @cached_property
+    def _ways(self) -> Ways:
+        return ways(self.cones, self._nodes)
 
     @cached_property
     def _taps(self) -> dict[int, Tap | None]:
         return {}
 
-    def tap(self, other: int) -> Tap | None:
-        """Where the group leaves the way to the outputs `other`; found once, since several votes and words ask."""
-        if other not in self._taps:
-            self._taps[other] = tap(self.cones, self.mask, other)
-        return self._taps[other]
+    def tap(self, other: Facts) -> Tap | None:
+        """Where the group leaves the way to another; found once, since several votes and words ask."""
+        if other.mask not in self._taps:
+            self._taps[other.mask] = tap(self.cones, self.mask, other.mask, other._ways)
+        return self._taps[other.mask]
 
     @cached_property
     def segments(self) -> frozenset[str]:
@@ -164,7 +175,7 @@ class Pair:
         """Where a role's group leaves the way to the other's."""
         other = next((facts for name, facts in self.roles.items() if name != role), None)
         own = self.roles.get(role)
-        return None if own is None or other is None else own.tap(other.mask)
+        return None if own is None or other is None else own.tap(other)
 
     def name(self, name: str) -> Reading:
         found = self.params.get(name)

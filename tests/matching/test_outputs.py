@@ -97,6 +97,18 @@ def test_equal_structure_is_a_choice_with_everything_to_type() -> None:
     assert names(choose(dual(pan=False), typed[0]).removed) == ["second"]
 
 
+def test_of_many_candidates_a_message_lists_a_few() -> None:
+    net = Net()
+    x = net.conv(net.image, 3)
+    with pytest.raises(ChoiceError) as caught:
+        choose(net.model([(net.conv(x, name=f"state{i}"), IMAGE) for i in range(20)]))
+    message = str(caught.value)
+    assert (
+        message.count("  --keep state") == message.count(" as main, ") == message.count("parameters of its own") == 12
+    )
+    assert message.count("… and 8 more\n") == 2 and "… and 178 more pairs" in message and message.endswith("--keep all")
+
+
 def test_names_to_type_are_quoted_for_a_shell_and_hold_what_is_not_in_question() -> None:
     net = Net()
     x = net.conv(net.image, 3)
