@@ -20,7 +20,7 @@ from rewriter.errors import ChoiceError, Reason, Refusal, UsageError
 from rewriter.graph.view import Graph, Value
 from rewriter.language.source import nearest
 from rewriter.language.syntax import OutputsMatch, Pattern, RemoveOutput, Role
-from rewriter.matching.averages import averaged
+from rewriter.matching.averages import averaged, averaged_stacks
 from rewriter.matching.cones import Cones
 from rewriter.matching.groups import Group, components, group_of, groups_of, siblings
 from rewriter.matching.predicates import attribute
@@ -70,7 +70,8 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
     if not isinstance(pattern.match, OutputsMatch) or not isinstance(pattern.action, RemoveOutput):
         raise ValueError(f"{pattern.name} is no pattern of outputs")
     values = {p.name: p.value for p in pattern.params} | dict(params)
-    seen = unstacked(at_sample_sizes(graph), stacks(graph, measured(graph)))
+    sizes = measured(graph)
+    seen = unstacked(at_sample_sizes(graph), stacks(graph, sizes))
     cones = Cones.of(seen)
     decider = _Decider(cones, graph, pattern, pattern.match, pattern.action.role, values)
     decision = decider.decide(keep_all)
@@ -78,7 +79,12 @@ def decide(graph: Graph, pattern: Pattern, params: Mapping[str, Any], *, keep_al
         return decision
     levels = decider.groups() if decision.how == NOTHING else ()
     kept = decision.kept
-    notes = (*_constants(kept), *_means(cones, kept), *_on_the_way(cones, kept), *_levels(levels))
+    notes = (
+        *_constants(kept),
+        *_means(cones, kept, averaged_stacks(graph, sizes)),
+        *_on_the_way(cones, kept),
+        *_levels(levels),
+    )
     return replace(decision, notes=notes)
 
 
@@ -87,8 +93,8 @@ def _constants(kept: Sequence[Value]) -> list[str]:
     return [f"{value.name} is a constant: nothing computes it" for value in kept if value.constant is not None]
 
 
-def _means(cones: Cones, kept: Sequence[Value]) -> list[str]:
-    means = [(value.name, averaged(cones, value)) for value in kept]
+def _means(cones: Cones, kept: Sequence[Value], stacked: Mapping[str, int]) -> list[str]:
+    means = [(value.name, averaged(cones, value) or stacked.get(value.name, 0)) for value in kept]
     return [f"{name} is the mean of {heads} heads: none of them is auxiliary" for name, heads in means if heads]
 
 

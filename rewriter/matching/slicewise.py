@@ -180,7 +180,8 @@ def _resize(node: Node, place: Place, sizes: Pass) -> list[Place] | None:
     return [place] if place.axis == 0 and not crops else None
 
 
-def _axes(node: Node, rank: int, sizes: Pass) -> list[int] | None:
+def axes_of(node: Node, rank: int, sizes: Pass) -> list[int] | None:
+    """The axes that a node names, in an attribute or a constant."""
     named = node.attrs.get("axes")
     if named is None:
         named = sizes.ints_of(node.data[1]) if len(node.data) > 1 else None
@@ -189,7 +190,7 @@ def _axes(node: Node, rank: int, sizes: Pass) -> list[int] | None:
 
 def _unsqueeze(node: Node, place: Place, sizes: Pass) -> list[Place] | None:
     made = sizes.dims.get(node.output.name)
-    axes = None if made is None else _axes(node, len(made), sizes)
+    axes = None if made is None else axes_of(node, len(made), sizes)
     if made is None or axes is None:
         return None
     left = [axis for axis in range(len(made)) if axis not in axes]
@@ -197,11 +198,11 @@ def _unsqueeze(node: Node, place: Place, sizes: Pass) -> list[Place] | None:
 
 
 def _squeeze(node: Node, place: Place, sizes: Pass) -> list[Place] | None:
-    return _dropped(place, _axes(node, place.rank, sizes))
+    return _dropped(place, axes_of(node, place.rank, sizes))
 
 
 def _reduced(node: Node, place: Place, sizes: Pass) -> list[Place] | None:
-    axes = _axes(node, place.rank, sizes)
+    axes = axes_of(node, place.rank, sizes)
     if axes is None or place.axis in axes:
         return None
     return [place] if int(node.attrs.get("keepdims", 1)) else _dropped(place, axes)

@@ -120,16 +120,17 @@ def stacks(graph: Graph, sizes: Pass) -> list[Stack]:
     found: list[Stack] = []
     for node in graph.nodes:
         if node.op == "concat" and not node.captures and len({v.name for v in node.data}) > 1:
-            walk = _walked(graph, node, sizes)
+            walk = walked(graph, node, sizes)
             if walk is not None and walk.is_cut:
                 found.append(walk)
     return found
 
 
-def _walked(graph: Graph, concat: Node, sizes: Pass) -> Stack | None:
+def walked(graph: Graph, concat: Node, sizes: Pass) -> Stack | None:
+    """What becomes of the values that a Concat joins; None where their extents are not known."""
     whole, axis = sizes.dims.get(concat.output.name), concat.attrs.get("axis")
-    operands = [sizes.dims.get(value.name) for value in concat.data]
-    if whole is None or not isinstance(axis, int) or any(value.constant is not None for value in concat.data):
+    operands = [sizes.dims_of(value) for value in concat.data]
+    if whole is None or not isinstance(axis, int) or concat.consts:
         return None
     axis %= len(whole)
     counts = tuple(given[axis].expr for given in operands if given is not None)

@@ -140,6 +140,8 @@ class _Shorter:
         if len(self.wanted) > 1 and not isinstance(concat.native, NodeProto):
             return None
         left = [concat.data[place].name for place in self.wanted]
+        if all(concat.data[place].constant is not None for place in self.wanted):
+            return None  # heads on constants are for folding
         source = left[0]
         if len(left) > 1:
             source = self.fresh(f"{concat.output.name}_narrowed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from rewriter.graph.onnx import view
 from rewriter.language.library import shipped
@@ -43,7 +44,22 @@ def test_a_residual_is_no_head() -> None:
     )
 
 
-def _number(value: float):
-    import numpy as np
-
-    return np.array(value, np.float32)
+@pytest.mark.parametrize(
+    ("kind", "said"), [("heads", True), ("a head", True), ("features", False), ("channels", False)]
+)
+def test_a_mean_over_a_stack_is_one_of_heads_where_heads_made_it(kind: str, said: bool) -> None:
+    net = Net()
+    trunk = net.conv(net.image, 3)
+    parts = [net.conv(trunk) if kind == "heads" else net.add("Relu", [net.conv(trunk)]) for _ in range(3)]
+    if kind == "channels":
+        axis = 1
+        joined = net.concat(*parts)
+    else:
+        axis = 0
+        net.weights.append(numpy_helper.from_array(np.array([0], np.int64), "zero"))
+        joined = net.add("Concat", [net.add("Unsqueeze", [part, "zero"]) for part in parts], axis=0)
+    if kind == "a head":
+        joined = net.add("MatMul", [joined, net.weight(np.ones((16, 16), np.float32))])
+    output = net.add("ReduceMean", [joined], "out", axes=[axis], keepdims=0)
+    expected = (f"{output} is the mean of 3 heads: none of them is auxiliary",) if said else ()
+    assert notes(net, output) == expected

@@ -303,6 +303,16 @@ def test_a_softmax_of_old_sums_over_all_axes_behind(opset: int, axis: int, goes:
     assert narrowed(model)[1] == int(goes)
 
 
+@pytest.mark.parametrize(("start", "goes"), [(3, True), (0, False)])
+def test_stored_queries_in_front_go_but_are_not_run_alone(start: int, goes: bool) -> None:
+    """Denoising queries of a detector, before those that are asked; heads on constants alone are for folding."""
+    net = Net()
+    stored = net.weight(np.linspace(-1, 1, SHAPE[0] * 3 * SHAPE[2], dtype=np.float32).reshape(SHAPE[0], 3, SHAPE[2]))
+    both = head(net, net.add("Concat", [stored, matrix(net, "image")], axis=1))
+    result, count = narrowed(model_of(net, cut(net, both, start, FAR if start else 3, axis=1)))
+    assert count == int(goes) and ("Concat" in op_histogram(result)) is not goes
+
+
 def test_an_exponent_per_layer_keeps_the_stack() -> None:
     for shape, goes in (((LAYERS, 1, 1, 1), False), ((1, 1, 1, 4), True)):
         net = Net()
