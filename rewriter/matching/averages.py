@@ -13,7 +13,7 @@ from rewriter.dims.polynomials import number
 from rewriter.graph.view import Graph, Node, Value
 from rewriter.matching.cones import DEEPENING, ELEMENTS_KEPT, Cones
 from rewriter.matching.slicewise import axes_of
-from rewriter.matching.stacks import Stack, walked
+from rewriter.matching.stacks import Stack, reading, walked
 
 CLOSE = 1e-6
 """How far a factor may be from 1 / heads: exporters store it in float32."""
@@ -34,8 +34,9 @@ def averaged(cones: Cones, output: Value) -> int:
 def averaged_stacks(graph: Graph, sizes: Pass) -> Mapping[str, int]:
     """The outputs that are the mean over a stack of heads' results, or of what one head makes of a stack, by name."""
     found: dict[int, int] = {}
+    readers = reading(graph)
     for node in graph.nodes:
-        walk = walked(graph, node, sizes) if node.op == "concat" and len(node.data) > 1 else None
+        walk = walked(graph, node, sizes, readers) if node.op == "concat" and len(node.data) > 1 else None
         if walk is None or any(count != number(1) for count in walk.counts) or not _has_heads(graph, walk):
             continue
         for taken in walk.taken:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from rewriter.dims.engine import Pass
 from rewriter.dims.polynomials import Poly, number
@@ -118,15 +119,25 @@ def _sum(counts: Sequence[Poly]) -> Poly:
 def stacks(graph: Graph, sizes: Pass) -> list[Stack]:
     """The stacks of `graph` from which slices are taken; `sizes` are those of its values."""
     found: list[Stack] = []
+    readers = reading(graph)
     for node in graph.nodes:
         if node.op == "concat" and not node.captures and len({v.name for v in node.data}) > 1:
-            walk = walked(graph, node, sizes)
+            walk = walked(graph, node, sizes, readers)
             if walk is not None and walk.is_cut:
                 found.append(walk)
     return found
 
 
-def walked(graph: Graph, concat: Node, sizes: Pass) -> Stack | None:
+def reading(graph: Graph) -> Mapping[str, Sequence[int]]:
+    """The nodes that read each value, in order, those among them that read a size which is known and count as none."""
+    found: dict[str, list[int]] = {}
+    for node in graph.nodes:
+        for name in {value.name for value in (*node.data, *node.captures)}:
+            found.setdefault(name, []).append(node.index)
+    return found
+
+
+def walked(graph: Graph, concat: Node, sizes: Pass, reading: Mapping[str, Sequence[int]]) -> Stack | None:
     """What becomes of the values that a Concat joins; None where their extents are not known."""
     whole, axis = sizes.dims.get(concat.output.name), concat.attrs.get("axis")
     operands = [sizes.dims_of(value) for value in concat.data]
@@ -137,8 +148,7 @@ def walked(graph: Graph, concat: Node, sizes: Pass) -> Stack | None:
     if len(counts) < len(operands) or concat.output.is_output or concat.output.captured:
         return None
     walk = _Walk(graph, sizes, {concat.output.name: Place(axis, len(whole), number(0), _sum(counts))})
-    for index in range(concat.index + 1, len(graph.nodes)):
-        walk.step(graph.nodes[index])
+    walk.run(concat.output, reading)
     return Stack(concat, counts, walk.places, tuple(walk.nodes), tuple(walk.taken), tuple(walk.counting), sizes)
 
 
@@ -151,12 +161,22 @@ class _Walk:
     taken: list[Taken] = field(default_factory=list[Taken])
     counting: list[Node] = field(default_factory=list[Node])
 
+    def run(self, whole: Value, reading: Mapping[str, Sequence[int]]) -> None:
+        """Every node that reads something with a place, each behind those that make what it reads."""
+        waiting = list(reading.get(whole.name, ()))
+        seen = set(waiting)
+        while waiting:
+            node = self.graph.nodes[heappop(waiting)]
+            self.step(node)
+            for value in node.outputs:
+                for reader in reading.get(value.name, ()) if value.name in self.places else ():
+                    if reader not in seen:
+                        seen.add(reader)
+                        heappush(waiting, reader)
+
     def step(self, node: Node) -> None:
-        """One node, if it reads something that has a place."""
         read = _placed(self.places, node.data)
         captured = _placed(self.places, node.captures)
-        if not read and not captured:
-            return
         name, place = next(iter((read or captured).items()))
         if node.op in SIZE_ONLY:
             if node.op == "size" or place.axis in extents_read(self.graph, node, place.rank):

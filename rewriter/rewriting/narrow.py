@@ -147,8 +147,9 @@ class _Shorter:
             source = self.fresh(f"{concat.output.name}_narrowed")
             name = self.fresh(f"{_name(concat)}_narrowed")
             made.append(AddNode("concat", name, tuple(left), source, concat, dict(concat.attrs)))
-        readers = dict.fromkeys(concat.output.readers)
-        made += [Reread(self.graph.nodes[index], concat.output.name, source) for index in readers]
+        whole = concat.output.name
+        readers = [node for node in self.graph.nodes if any(value.name == whole for value in node.data)]
+        made += [Reread(node, whole, source) for node in readers]
         for node in self.stack.nodes:
             edits = self._of_node(node, source)
             if edits is None:
