@@ -24,6 +24,7 @@ from rewriter.errors import InputError
 from rewriter.graph.canonical import cast_type
 from rewriter.graph.constants import at_hand
 from rewriter.graph.evaluation import Call, Ledger, computed
+from rewriter.graph.evaluation.steps import is_exact
 from rewriter.graph.proto import DEFAULT_DOMAINS, attributes
 from rewriter.graph.raw import Foreign
 from rewriter.graph.view import Constant, Graph, Node, Value
@@ -271,6 +272,8 @@ class Pass:
 
 def _elements(constant: Constant) -> Elements | None:
     if len(constant.shape) > 1 or prod(constant.shape) > SMALL or constant.dtype not in NUMBERS:
+        return None
+    if not is_exact(constant):  # a runtime may compute a last digit less, and jump to the number below
         return None
     numbers = np.asarray(constant.load()).reshape(-1).astype(np.float64 if "float" in constant.dtype else np.int64)
     if not np.isfinite(numbers).all() or (numbers != np.trunc(numbers)).any():
